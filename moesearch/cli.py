@@ -1,0 +1,54 @@
+"""What every command shares: how it ends, and the flags that mean the same everywhere."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from moesearch.errors import InputError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def run_command(main: Callable[[], int]) -> None:
+    """Run a command and leave with its exit code: 0 done, 2 a person's mistake, 130 interrupted, 1 ours."""
+    try:
+        code = main()
+    except InputError as error:
+        print(error, file=sys.stderr)
+        code = EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe went away (`| head`): nobody is left to tell.
+        sys.stderr.close()
+        code = 0
+    sys.exit(code)
+
+
+def new_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """A parser whose help teaches by example."""
+    return argparse.ArgumentParser(
+        prog=f"python -m moesearch.{command}",
+        description=description,
+        epilog=f"examples:\n{examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_place_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that say where a study lives; the defaults are folders beside the caller."""
+    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="databases and checkpoints")
+    parser.add_argument("--reports", metavar="DIR", type=Path, default=Path("reports"), help="where reports go")
+    parser.add_argument(
+        "--storage", metavar="URL", default=None, help="Optuna storage; default sqlite:///DIR/optuna.db in --runs"
+    )
+
+
+def storage_url(storage: str | None, runs: Path) -> str:
+    """The storage that the flags mean."""
+    return storage if storage is not None else f"sqlite:///{(runs / 'optuna.db').absolute()}"

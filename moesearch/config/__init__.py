@@ -1,0 +1,1 @@
+"""What a person writes, as checked values. No torch, no optuna here."""

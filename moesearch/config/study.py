@@ -1,0 +1,65 @@
+"""The configuration of a study: what a study file says, checked."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from moesearch.config.knobs import Knob
+from moesearch.config.trial import Section, TrialConfig
+
+Objective = Literal["val_loss", "val_bpb"]
+
+
+class SamplerConfig(Section):
+    """Who proposes the next configuration."""
+
+    type: Literal["auto", "tpe", "random"] = "auto"
+    """``auto`` covers a feasible space that fits the budget point by point, and uses TPE on a larger one."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+
+class PrunerConfig(Section):
+    """Who stops a trial early; always on ``val_loss`` at equal milestones."""
+
+    type: Literal["median", "none"] = "median"
+    warmup_milestones: Annotated[int, Field(ge=0)] = 2
+    """Milestones of each trial before it can be pruned."""
+    warmup_trials: Annotated[int, Field(ge=0)] = 5
+    """Finished trials before any trial can be pruned."""
+
+
+class ConfirmConfig(Section):
+    """Further training of the leaders on fresh seeds, before the verdict."""
+
+    top: Annotated[int, Field(ge=0, le=100)] = 3
+    """Leading configurations that are trained again; 0 skips confirmation."""
+    seeds: Annotated[int, Field(ge=2, le=100)] = 3
+
+
+class RunConfig(Section):
+    """How the study is run; never what it finds."""
+
+    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    """Worker processes; ``auto`` is one per core on a CPU and one per GPU."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``."""
+
+
+class StudyConfig(Section):
+    """A study file: a question, its space, its budget."""
+
+    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    objective: Objective = "val_loss"
+    num_trials: Annotated[int, Field(ge=1, le=1_000_000)]
+    """Finished trials (complete or pruned), over all restarts and workers."""
+    sampler: SamplerConfig = SamplerConfig()
+    pruner: PrunerConfig = PrunerConfig()
+    base: TrialConfig = TrialConfig()
+    search: Annotated[dict[str, Knob], Field(min_length=1)]
+    """Dotted path of a field of a trial -> knob."""
+    enqueue: tuple[dict[str, Any], ...] = ()
+    """Configurations to try first, in this order: dotted path -> value."""
+    confirm: ConfirmConfig = ConfirmConfig()
+    run: RunConfig = RunConfig()

@@ -1,0 +1,1 @@
+"""The sparse-MoE language model, R trials wide."""

@@ -1,0 +1,50 @@
+"""The names under which facts lie in the Optuna store: written by search, read by results. The one place for both.
+
+User attributes are short and few, since optuna-dashboard shows them; longer records are system attributes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+# User attributes of a trial.
+FINGERPRINT = "fingerprint"
+"""TrialConfig.fingerprint(): the configuration whatever its seeds."""
+REPLICATE = "replicate"
+"""0 for the first trial of a configuration, 1 for its second seed, …"""
+SEED = "seed"
+TOTAL_PARAMS = "total_params"
+ACTIVE_PARAMS = "active_params"
+FLOPS_PER_TOKEN = "flops_per_token"
+"""Forward FLOPs per token."""
+TRAIN_SECONDS = "train_seconds"
+EVAL_SECONDS = "eval_seconds"
+OUTCOME = "outcome"
+REASON = "reason"
+MLFLOW_RUN_ID = "mlflow_run_id"
+WORKER = "worker"
+
+Outcome = Literal["complete", "pruned", "diverged", "infeasible", "out_of_memory", "error", "lost"]
+FINISHED_OUTCOMES: tuple[Outcome, ...] = ("complete", "pruned")
+"""The outcomes that count against num_trials."""
+
+# System attributes of a trial.
+CONFIG = "moesearch:config"
+"""Resolved TrialConfig as JSON values."""
+MILESTONE_PREFIX = "moesearch:milestone:"
+"""+ four digits of the milestone: the EvalPoint as JSON values."""
+
+# System attributes of a study.
+STUDY_CONFIG = "moesearch:study"
+"""Resolved StudyConfig as JSON values."""
+SESSION_PREFIX = "moesearch:session:"
+"""+ unique id: one run of the command: started, ended (unix seconds), workers, device, host, versions, command."""
+CORPUS_FACTS = "moesearch:corpus"
+"""Name, sha256, characters, vocabulary size and tokens of each split."""
+VERDICT = "moesearch:verdict"
+"""results.verdict.Verdict as JSON values, once confirmation is done."""
+
+
+def confirm_study_name(study_name: str) -> str:
+    """Name of the Optuna study that holds the confirmation trials; no study file can bear it."""
+    return f"{study_name} (confirm)"

@@ -1,0 +1,1 @@
+"""Training: lanes in, EvalPoints out."""
