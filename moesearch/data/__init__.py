@@ -1,1 +1,1 @@
-"""Corpora, tokenizers and batches."""
+"""From a name or a path to token ids: corpora, tokenizers, batches. Only tokens, tokenizers, batches import torch."""

@@ -1,0 +1,88 @@
+"""Which tokens a step trains on, and which windows an evaluation reads.
+
+Shapes:  B batch   T context   S steps   W evaluation windows
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moesearch.errors import CorpusError
+
+IGNORED_TARGET = -100
+"""A target that no loss counts: ``torch.nn.functional.cross_entropy``'s default ``ignore_index``."""
+
+# Second half of the generator's key, so that no other use of an equal seed draws the same numbers.
+_PURPOSE = 0x6261_7463_6865_7321
+
+_DRAWS_PER_COUNTER = 4  # One counter of Philox 4x64 gives four 64-bit numbers.
+
+
+@dataclass(frozen=True)
+class BatchOrder:
+    """The order of training batches: for each step, B window starts, uniform and independent as in makeMoE.
+
+    The starts of a step are a pure function of (order_seed, step): nothing is consumed, so a trial that resumes, or
+    is replayed alone, reads what it would have read, and trials of equal order seeds read the same. They come from
+    Philox 4x64 (Salmon et al. 2011), a counter-based generator whose raw numbers NumPy keeps the same on every
+    platform and in every version.
+    """
+
+    order_seed: int
+    num_tokens: int
+    batch_size: int
+    context: int
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < self.context + 1:
+            raise CorpusError(
+                f"data: {self.num_tokens:,} training tokens hold no window of model.context ({self.context:,}) tokens "
+                "and one more to predict; give a longer text or a shorter context"
+            )
+
+    @property
+    def num_starts(self) -> int:
+        """Valid starts: a window takes context + 1 tokens, inputs and targets together."""
+        return self.num_tokens - self.context
+
+    def window_starts(self, step: int) -> Tensor:
+        """Window starts of one step (counted from 0), int64, shape (B,)."""
+        return self.window_starts_range(step, step + 1)[0]
+
+    def window_starts_range(self, first: int, last: int) -> Tensor:
+        """Window starts of steps ``first`` up to ``last``, ``last`` not included: int64, shape (S, B)."""
+        if not 0 <= first <= last:
+            raise ValueError(f"steps must satisfy 0 <= first <= last (given: {first}, {last})")
+        counters_per_step = -(-self.batch_size // _DRAWS_PER_COUNTER)
+        generator = np.random.Philox(key=np.array([self.order_seed, _PURPOSE], dtype=np.uint64))
+        generator.advance(first * counters_per_step)
+        draws = generator.random_raw((last - first) * counters_per_step * _DRAWS_PER_COUNTER)
+        draws_SB = draws.reshape(last - first, -1)[:, : self.batch_size]
+        # The remainder of 64 random bits favours small starts by less than one part in 2**32.
+        return torch.from_numpy((draws_SB % np.uint64(self.num_starts)).astype(np.int64))
+
+
+def evaluation_windows(num_tokens: int, context: int) -> Tensor:
+    """Starts of consecutive windows that predict each token but the first exactly once; int64, shape (W,).
+
+    Window w reads ``context`` tokens from its start and predicts the ones after them; the last may be shorter.
+    """
+    return torch.arange(0, num_tokens - 1, context, dtype=torch.int64)
+
+
+def evaluation_batches(tokens: Tensor, context: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of all evaluation windows of a split, each of shape (W, T).
+
+    The short last window is filled with token 0 as input and IGNORED_TARGET as target, after its real tokens, so
+    a causal model never sees the filling.
+    """
+    num_windows = len(evaluation_windows(len(tokens), context))
+    inputs_WT = tokens.new_zeros(num_windows, context)
+    targets_WT = tokens.new_full((num_windows, context), IGNORED_TARGET)
+    inputs_WT.view(-1)[: len(tokens) - 1] = tokens[:-1]
+    targets_WT.view(-1)[: len(tokens) - 1] = tokens[1:]
+    return inputs_WT, targets_WT

@@ -1,0 +1,62 @@
+"""A folder for texts that are made or fetched once; every read is checked, so nothing in it has to be trusted."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+CACHE_VARIABLE = "MOESEARCH_CACHE"
+
+
+def default_cache_dir() -> Path | None:
+    """``MOESEARCH_CACHE``, else the platform's place for a user's caches; None for a user without a home."""
+    if own := os.environ.get(CACHE_VARIABLE):
+        return Path(own)
+    try:
+        home = Path.home()
+    except RuntimeError:
+        return None
+    match sys.platform:
+        case "win32":
+            return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local") / "moesearch" / "cache"
+        case "darwin":
+            return home / "Library" / "Caches" / "moesearch"
+        case _:
+            return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache") / "moesearch"
+
+
+def cached(path: Path | None, sha256: str, make: Callable[[], bytes]) -> bytes:
+    """The bytes with this hash: from ``path`` if they are there and whole, else made anew and kept there.
+
+    Several processes may do this at once: each writes a file of its own and renames it over the target, so a
+    reader sees whole files only. A folder that cannot be written costs the making each time, and nothing else.
+    """
+    if path is None:
+        return make()
+    try:
+        held = path.read_bytes()
+    except OSError:
+        held = b""
+    if hashlib.sha256(held).hexdigest() == sha256:
+        return held
+    made = make()
+    _replace(path, made)
+    return made
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put ``content`` at ``path`` in one step, or leave ``path`` as it is."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError:
+        return  # A full disk or a read-only folder: the caller has the bytes, only the next one makes them again.
