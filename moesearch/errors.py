@@ -8,6 +8,7 @@ MoesearchError
 |   `-- UnknownStudyError   a study or trial that the store does not hold
 |-- InfeasibleError         a proposal that breaks a rule across fields; knowledge for the sampler
 |-- CheckpointError         a checkpoint that is torn, altered or of another model
+|-- TrackingError           MLflow cannot be reached or refuses; a view is lost, never a result
 `-- LostTrialError          another worker took this trial over; its results must be dropped
 """
 
@@ -68,6 +69,10 @@ class InfeasibleError(MoesearchError):
 
 class CheckpointError(MoesearchError):
     """A checkpoint that is torn, altered, or does not fit the model it is loaded into."""
+
+
+class TrackingError(MoesearchError):
+    """MLflow cannot be opened, reached or written to. It is a view only: warn once and go on without it."""
 
 
 class LostTrialError(MoesearchError):
