@@ -15,7 +15,7 @@ REPLICATE = "replicate"
 SEED = "seed"
 TOTAL_PARAMS = "total_params"
 ACTIVE_PARAMS = "active_params"
-FLOPS_PER_TOKEN = "flops_per_token"
+FLOPS_PER_TOKEN = "flops_per_token"  # noqa: S105 - tokens of text
 """Forward FLOPs per token."""
 TRAIN_SECONDS = "train_seconds"
 EVAL_SECONDS = "eval_seconds"

@@ -1,0 +1,134 @@
+"""A verdict in words: the sentence that a reader takes away, and the facts that go with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, assert_never
+
+from moesearch.results.statistics import MAX_SEEDS
+
+if TYPE_CHECKING:  # The verdict speaks through this module, so a plain import would be circular.
+    from moesearch.results.verdict import Candidate, Comparison, Verdict
+
+
+def nats(value: float) -> str:
+    """A loss or a difference of losses, four decimals."""
+    return f"{value:.4f} nats"
+
+
+def joined(words: Sequence[str]) -> str:
+    """``a``, ``a and b``, ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
+
+
+def sentence(verdict: Verdict) -> str:
+    """The verdict in a sentence or two."""
+    best = verdict.best
+    match verdict.conclusion:
+        case "nothing":
+            return "No configuration has finished its training yet, so there is no answer yet."
+        case "unconfirmed":
+            assert best is not None
+            return _unconfirmed(verdict, best)
+        case "alone":
+            assert best is not None
+            return (
+                f"{best.label} reached {nats(best.mean)}{_interval(verdict, best.low, best.high)} on "
+                f"{verdict.num_seeds} fresh seeds. No other configuration was confirmed, so nothing is said of others."
+            )
+        case "winner":
+            assert best is not None
+            assert verdict.runner_up is not None
+            return _winner(verdict, best, verdict.runner_up)
+        case "no_difference":
+            assert best is not None
+            assert verdict.runner_up is not None
+            return _no_difference(verdict, best, verdict.runner_up)
+        case _:
+            assert_never(verdict.conclusion)
+
+
+def details(verdict: Verdict) -> tuple[str, ...]:
+    """What goes with the sentence: luck, noise, the test split, what was left out. A sentence each."""
+    facts: list[str] = []
+    if (flattery := verdict.flattery) is not None:
+        among = "" if verdict.num_searched is None else f", the best of {verdict.num_searched:,} configurations tried,"
+        side = "lower" if flattery < 0 else "higher"
+        facts.append(
+            f"Winner's curse: in the search{among} it stood {nats(abs(flattery))} {side} than its mean on fresh seeds."
+        )
+    if verdict.seed_noise is not None:
+        text = f"Seed noise: the loss of one configuration varies by {nats(verdict.seed_noise)} (standard deviation)"
+        if verdict.shows_from is not None:
+            text += (
+                f"; {verdict.num_seeds} seeds each show a difference of {nats(verdict.shows_from)} four times in five"
+            )
+        facts.append(f"{text}.")
+    runner_up = verdict.runner_up
+    if runner_up is not None and runner_up.blocks_ahead is not None:
+        facts.append(
+            f"It is ahead of {runner_up.label} on {runner_up.blocks_ahead} of {runner_up.num_blocks} equal parts of "
+            "the validation text."
+        )
+    if verdict.test is not None:
+        opened = datetime.fromtimestamp(verdict.test.opened_at, UTC)
+        facts.append(
+            f"The test split was opened once, for this configuration, on {opened:%Y-%m-%d at %H:%M} UTC: "
+            f"{nats(verdict.test.mean_loss)}, {verdict.test.mean_bits_per_byte:.4f} bits per byte "
+            f"(mean of {len(verdict.test.losses)} seed{'s' if len(verdict.test.losses) > 1 else ''})."
+        )
+    facts.extend(f"Not compared: {left_out.label} ({left_out.reason})." for left_out in verdict.left_out)
+    return tuple(facts)
+
+
+def _interval(verdict: Verdict, low: float | None, high: float | None) -> str:
+    if low is None or high is None:
+        return ""
+    return f" ({verdict.confidence * 100:g} % interval {low:.4f} to {high:.4f})"
+
+
+def _unconfirmed(verdict: Verdict, best: Candidate) -> str:
+    text = f"{best.label} leads with {nats(best.mean)}, not confirmed yet"
+    if len(verdict.ranking) > 1:
+        second = verdict.ranking[1]
+        text += f": its lead of {nats(second.mean - best.mean)} over {second.label}"
+        if best.num_seeds == second.num_seeds == 1:
+            text += " rests on one seed each"
+        text += " and was chosen by the numbers that show it"
+    return f"{text}. Only training on fresh seeds can tell it from luck."
+
+
+def _winner(verdict: Verdict, best: Candidate, runner_up: Comparison) -> str:
+    name = f"{runner_up.label} (the baseline)" if runner_up.is_baseline else runner_up.label
+    others = "" if len(verdict.comparisons) == 1 else f"the runner-up, {name}"
+    return (
+        f"{best.label} is best: {nats(best.mean)}, {nats(runner_up.difference)} ({runner_up.percent:.2f} %) below "
+        f"{others or name}, at {verdict.confidence * 100:g} % confidence ({verdict.num_seeds} fresh seeds each, paired"
+        f"{', Holm-corrected' if others else ''})."
+        f"{_baseline(verdict, runner_up)}"
+    )
+
+
+def _no_difference(verdict: Verdict, best: Candidate, runner_up: Comparison) -> str:
+    text = (
+        f"No difference was shown between the leaders {joined(verdict.leaders)}. {best.label} has the lowest mean, "
+        f"{nats(best.mean)}, {nats(runner_up.difference)} ({runner_up.percent:.2f} %) below {runner_up.label}"
+        f"{_interval(verdict, runner_up.low, runner_up.high)}. "
+    )
+    if verdict.seeds_needed is None:
+        text += f"{MAX_SEEDS} seeds each could not show a difference that small: take the cheaper one."
+    else:
+        more = verdict.seeds_needed - verdict.num_seeds
+        seeds = "seed" if more == 1 else "seeds"
+        text += f"If they truly differ by that much, {more} more {seeds} each could show it (now {verdict.num_seeds})."
+    return text + _baseline(verdict, runner_up)
+
+
+def _baseline(verdict: Verdict, already_said: Comparison) -> str:
+    """What was shown against the baseline, unless the runner-up is the baseline."""
+    for other in verdict.comparisons:
+        if other.is_baseline and other is not already_said:
+            shown = "It beats" if other.is_shown else "It was not shown to beat"
+            return f" {shown} the baseline, {other.label}, by {nats(other.difference)} ({other.percent:.2f} %)."
+    return ""
