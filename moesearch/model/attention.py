@@ -1,0 +1,64 @@
+"""Causal multi-head self-attention of R lanes.
+
+Shapes:  R lanes   B batch   T context   N = B*T tokens   C model width   H heads   D = C/H head width
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moesearch.config.trial import ModelConfig
+from moesearch.model.layers import LaneLinear, full_precision
+from moesearch.model.randomness import DropoutRates, LayerRandomness, Place
+
+
+def score_scale(model: ModelConfig) -> float:
+    """Factor on the attention scores: by head width (Vaswani et al. 2017), by model width (makeMoE), or as given."""
+    match model.attention_scale:
+        case "head":
+            return float((model.width // model.num_heads) ** -0.5)
+        case "width":
+            return float(model.width**-0.5)
+        case scale:
+            return scale
+
+
+class CausalSelfAttention(nn.Module):
+    """Queries, keys and values without bias in one product; dropout on the weights and after the projection."""
+
+    def __init__(
+        self, num_lanes: int, model: ModelConfig, dropout: DropoutRates, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.num_heads = model.num_heads
+        self.scale = score_scale(model)
+        self.dropout = dropout
+        self.qkv = LaneLinear(num_lanes, model.width, 3 * model.width, bias=False, device=device, dtype=dtype)
+        self.projection = LaneLinear(num_lanes, model.width, model.width, bias=True, device=device, dtype=dtype)
+
+    def forward(self, x_RNC: Tensor, context: int, randomness: LayerRandomness | None) -> Tensor:
+        R, N, C = x_RNC.shape
+        B, T, H = N // context, context, self.num_heads
+        qkv_RBT3HD = self.qkv(x_RNC).view(R * B, T, 3, H, C // H)
+        q_RBHTD, k_RBHTD, v_RBHTD = qkv_RBT3HD.permute(2, 0, 3, 1, 4).unbind(0)
+        if randomness is None or not self.dropout.any:
+            out_RBHTD = F.scaled_dot_product_attention(q_RBHTD, k_RBHTD, v_RBHTD, is_causal=True, scale=self.scale)
+        else:
+            bits_RM = randomness.bits16(Place.ATTENTION_WEIGHTS, B * H * T * T)
+            mask_RBHTT = self.dropout.mask(bits_RM).view(R * B, H, T, T)
+            out_RBHTD = attention_with_dropout(q_RBHTD, k_RBHTD, v_RBHTD, mask_RBHTT, self.scale)
+        out_RNC: Tensor = self.projection(out_RBHTD.transpose(1, 2).reshape(R, N, C))
+        if randomness is None or not self.dropout.any:
+            return out_RNC
+        return out_RNC * self.dropout.mask(randomness.bits16(Place.ATTENTION_OUTPUT, N * C)).view_as(out_RNC)
+
+
+def attention_with_dropout(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, mask_BHTT: Tensor, scale: float) -> Tensor:
+    """Causal attention written out, its weights multiplied by a dropout mask of our own."""
+    T = q_BHTD.shape[2]
+    future_TT = torch.full((T, T), float("-inf"), device=q_BHTD.device).triu_(1)
+    scores_BHTT = full_precision(q_BHTD @ k_BHTD.transpose(2, 3)) * scale + future_TT
+    weights_BHTT = torch.softmax(scores_BHTT, -1) * mask_BHTT
+    return weights_BHTT.to(v_BHTD.dtype) @ v_BHTD

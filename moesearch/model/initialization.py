@@ -1,0 +1,75 @@
+"""Initial values of a lane: a pure function of its configuration and seed, whoever its neighbours are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import assert_never
+
+import torch
+from torch import Tensor
+
+from moesearch.config.trial import MoEConfig, TrialConfig
+
+
+def initialize_lane(tensors: Mapping[str, Tensor], config: TrialConfig) -> None:
+    """Fill a lane's tensors (`MoETransformer.lane_parameters`) from a generator seeded with ``config.seed``.
+
+    Every linear weight follows ``moe.init``, biases are uniform within +-fan_in^-0.5 as in torch, embeddings standard
+    normal, layer norms the identity. Numbers are drawn in float32 on the CPU: the same on every device.
+    """
+    generator = torch.Generator().manual_seed(config.seed)
+    for name, tensor in tensors.items():
+        tensor.copy_(_initial_values(name, tensors, config.moe, generator))
+
+
+def _initial_values(name: str, tensors: Mapping[str, Tensor], moe: MoEConfig, generator: torch.Generator) -> Tensor:
+    owner, _, leaf = name.rpartition(".")
+    kind = owner.rpartition(".")[2]
+    shape = tensors[name].shape
+    if kind.endswith("embedding"):
+        return torch.randn(shape, generator=generator)
+    if kind.endswith("norm"):
+        return torch.ones(shape) if leaf == "weight" else torch.zeros(shape)
+    if leaf.startswith("bias"):
+        fan_in, _ = _fans(kind, tensors[f"{owner}.{leaf.replace('bias', 'weight')}"])
+        return torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
+    fan_in, fan_out = _fans(kind, tensors[name])
+    return linear_weight(shape, fan_in, fan_out, moe, generator)
+
+
+def _fans(kind: str, weight: Tensor) -> tuple[int, int]:
+    """Inputs and outputs of the linear map (or of each of the stacked maps) that a weight holds."""
+    match kind:
+        case "qkv":  # three maps side by side
+            return weight.shape[0], weight.shape[1] // 3
+        case "logits" | "noise":  # a router's, stored output first
+            return weight.shape[1], weight.shape[0]
+        case _:
+            return weight.shape[-2], weight.shape[-1]
+
+
+def linear_weight(shape: torch.Size, fan_in: int, fan_out: int, moe: MoEConfig, generator: torch.Generator) -> Tensor:
+    """Weights of linear maps: He et al. 2015 (gain sqrt 2, fan in), Glorot and Bengio 2010, or a given deviation."""
+    weight = torch.empty(shape)
+    kaiming_std = math.sqrt(2 / fan_in)
+    xavier_std = math.sqrt(2 / (fan_in + fan_out))
+    match moe.init:
+        case "kaiming_normal":
+            return weight.normal_(0, kaiming_std, generator=generator)
+        case "kaiming_uniform":
+            return _uniform(weight, kaiming_std, generator)
+        case "xavier_normal":
+            return weight.normal_(0, xavier_std, generator=generator)
+        case "xavier_uniform":
+            return _uniform(weight, xavier_std, generator)
+        case "normal":
+            return weight.normal_(0, moe.init_std, generator=generator)
+        case unknown:
+            assert_never(unknown)
+
+
+def _uniform(weight: Tensor, std: float, generator: torch.Generator) -> Tensor:
+    """Uniform numbers of this standard deviation."""
+    bound = math.sqrt(3) * std
+    return weight.uniform_(-bound, bound, generator=generator)

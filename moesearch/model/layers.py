@@ -1,0 +1,72 @@
+"""Layers of R lanes at once: every parameter has a leading lane axis, and no lane touches another's numbers.
+
+Parameters are float32 (float64 in tests); ``dtype`` of a layer is that of its products, so bfloat16 casts on the way.
+
+Shapes:  R lanes   N = B*T tokens   C model width   I inputs   O outputs   V entries of a table
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def parameter_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Type of the stored weights for products of a type: bfloat16 products keep float32 master weights."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """The same numbers as float32, or float64 where they are that already: for softmax, router and loss."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+class LaneLinear(nn.Module):
+    """One linear map per lane, x @ weight + bias; the weight is stored input first."""
+
+    def __init__(
+        self, num_lanes: int, inputs: int, outputs: int, *, bias: bool, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.dtype = dtype
+        empty = torch.empty(0, device=device, dtype=parameter_dtype(dtype))
+        self.weight = nn.Parameter(empty.new_empty(num_lanes, inputs, outputs))
+        self.bias = (
+            nn.Parameter(torch.empty(num_lanes, outputs, device=device, dtype=parameter_dtype(dtype))) if bias else None
+        )
+
+    def forward(self, x_RNI: Tensor) -> Tensor:
+        weight_RIO = self.weight.to(self.dtype)
+        if self.bias is None:
+            return torch.bmm(x_RNI.to(self.dtype), weight_RIO)
+        return torch.baddbmm(self.bias.to(self.dtype).unsqueeze(1), x_RNI.to(self.dtype), weight_RIO)
+
+
+class LaneLayerNorm(nn.Module):
+    """Layer norm with a weight and a bias per lane."""
+
+    def __init__(self, num_lanes: int, width: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_lanes, width, device=device, dtype=parameter_dtype(dtype)))
+        self.bias = nn.Parameter(torch.zeros(num_lanes, width, device=device, dtype=parameter_dtype(dtype)))
+
+    def forward(self, x_RNC: Tensor) -> Tensor:
+        width = x_RNC.shape[-1]
+        if len(self.weight) == 1:
+            return F.layer_norm(x_RNC, (width,), self.weight[0], self.bias[0])
+        return torch.addcmul(self.bias.unsqueeze(1), F.layer_norm(x_RNC, (width,)), self.weight.unsqueeze(1))
+
+
+class LaneEmbedding(nn.Module):
+    """One table of V rows per lane."""
+
+    def __init__(self, num_lanes: int, entries: int, width: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_lanes, entries, width, device=device, dtype=parameter_dtype(dtype)))
+        first_rows = torch.arange(num_lanes, device=device).unsqueeze(1) * entries
+        self.register_buffer("first_row_R1", first_rows, persistent=False)
+        self.first_row_R1: Tensor
+
+    def forward(self, index_RN: Tensor) -> Tensor:
+        return F.embedding(index_RN + self.first_row_R1, self.weight.flatten(0, 1))

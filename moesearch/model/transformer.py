@@ -1,0 +1,178 @@
+"""The decoder-only sparse-MoE language model, R trials wide.
+
+Shapes:  R lanes   B batch   T context   N = B*T tokens   C model width   V vocabulary   E experts   G = sum of E
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from moesearch.config.trial import TrialConfig
+from moesearch.model.attention import CausalSelfAttention
+from moesearch.model.experts import PackedExperts
+from moesearch.model.initialization import initialize_lane
+from moesearch.model.lanes import LaneLayout
+from moesearch.model.layers import LaneEmbedding, LaneLayerNorm, LaneLinear, full_precision
+from moesearch.model.moe import MoELayer
+from moesearch.model.randomness import DropoutRates, LayerRandomness, StepRandomness
+from moesearch.model.routers import RouterLinear, Routing, TopKRouter
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """What one forward pass gives."""
+
+    logits_RBTV: Tensor
+    """float32 (float64 in a float64 model)."""
+    routings: tuple[Routing, ...]
+    """One per layer."""
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + moe(norm(x))."""
+
+    def __init__(
+        self, configs: Sequence[TrialConfig], dropout: DropoutRates, *, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        R, model = len(configs), configs[0].model
+        self.attention_norm = LaneLayerNorm(R, model.width, device=device, dtype=dtype)
+        self.attention = CausalSelfAttention(R, model, dropout, device=device, dtype=dtype)
+        self.moe_norm = LaneLayerNorm(R, model.width, device=device, dtype=dtype)
+        self.moe = MoELayer(configs, dropout, device=device, dtype=dtype)
+
+    def forward(self, x_RNC: Tensor, context: int, randomness: LayerRandomness | None) -> tuple[Tensor, Routing]:
+        x_RNC = x_RNC + self.attention(self.attention_norm(x_RNC), context, randomness)
+        out_RNC, routing = self.moe(self.moe_norm(x_RNC), randomness)
+        return x_RNC + out_RNC, routing
+
+
+class MoETransformer(nn.Module):
+    """R language models of one shape family, trained as one; no lane's numbers depend on another's.
+
+    ``dtype`` is that of the large products: bfloat16 keeps float32 weights, router, softmax and loss.
+    """
+
+    def __init__(
+        self,
+        configs: Sequence[TrialConfig],
+        vocab_size: int,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        initialized_lanes: Collection[int] | None = None,
+    ) -> None:
+        """Initialise all lanes, or these alone: the others then hold no meaningful values until `load_lane`."""
+        super().__init__()
+        require_one_shape(configs)
+        self.configs = tuple(configs)
+        self.vocab_size = vocab_size
+        self.dtype = dtype
+        self.layout = LaneLayout.of(configs)
+        self.device = device = torch.device(device)
+        R, model = len(configs), configs[0].model
+        dropout = DropoutRates([c.model.dropout for c in configs], device)
+        self.token_embedding = LaneEmbedding(R, vocab_size, model.width, device=device, dtype=dtype)
+        self.position_embedding = LaneEmbedding(R, model.context, model.width, device=device, dtype=dtype)
+        self.layers = nn.ModuleList(
+            Block(configs, dropout, device=device, dtype=dtype) for _ in range(model.num_layers)
+        )
+        self.norm = LaneLayerNorm(R, model.width, device=device, dtype=dtype)
+        self.head = LaneLinear(R, model.width, vocab_size, bias=True, device=device, dtype=dtype)
+        for lane in range(R) if initialized_lanes is None else initialized_lanes:
+            initialize_lane(self.lane_parameters(lane), configs[lane])
+
+    def forward(self, tokens_RBT: Tensor, randomness: StepRandomness | None = None) -> ModelOutput:
+        """Logits of the next token; without randomness dropout and router noise are off."""
+        R, B, T = tokens_RBT.shape
+        tokens_RBTC = self.token_embedding(tokens_RBT.flatten(1)).view(R, B, T, -1)
+        x_RNC = (tokens_RBTC + self.position_embedding.weight[:, None, :T]).flatten(1, 2)
+        per_layer = [None] * len(self.layers) if randomness is None else randomness.layers(len(self.layers))
+        routings = []
+        for layer, layer_randomness in zip(self.layers, per_layer, strict=True):
+            x_RNC, routing = layer(x_RNC, T, layer_randomness)
+            routings.append(routing)
+        logits_RNV = full_precision(self.head(self.norm(x_RNC)))
+        return ModelOutput(logits_RNV.view(R, B, T, -1), tuple(routings))
+
+    def lane_parameters(self, lane: int) -> dict[str, Tensor]:
+        """This lane's part of every parameter that it uses: detached, contiguous views that share storage."""
+        return {
+            name: lane_view(module, parameter.detach(), self.layout, lane)
+            for name, module, parameter in self._parameters_of(lane)
+        }
+
+    def lane_gradients(self, lane: int) -> dict[str, Tensor]:
+        """The same views of the gradients, under the same names; a backward pass must have filled them."""
+        gradients = {}
+        for name, module, parameter in self._parameters_of(lane):
+            assert parameter.grad is not None, f"{name} has no gradient"
+            gradients[name] = lane_view(module, parameter.grad, self.layout, lane)
+        return gradients
+
+    def load_lane(self, lane: int, tensors: Mapping[str, Tensor]) -> None:
+        """Copy a lane's tensors in, by name; ValueError if names or shapes do not fit."""
+        own = self.lane_parameters(lane)
+        if own.keys() != tensors.keys():
+            raise ValueError(f"tensors do not fit the lane: {sorted(own.keys() ^ tensors.keys())} on one side only")
+        for name, tensor in own.items():
+            if tensor.shape != tensors[name].shape:
+                raise ValueError(f"{name} has shape {tuple(tensors[name].shape)}, the lane {tuple(tensor.shape)}")
+        for name, tensor in own.items():
+            tensor.copy_(tensors[name])
+
+    def _parameters_of(self, lane: int) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+        """Names, owners and parameters, without the noise router where the lane routes without noise."""
+        skipped = set()
+        if not self.configs[lane].moe.noise:
+            skipped = {module.noise for module in self.modules() if isinstance(module, TopKRouter)}
+        for module_name, module in self.named_modules():
+            if module in skipped:
+                continue
+            for name, parameter in module.named_parameters(recurse=False):
+                yield f"{module_name}.{name}", module, parameter
+
+
+def lane_view(module: nn.Module, tensor: Tensor, layout: LaneLayout, lane: int) -> Tensor:
+    """The part of a module's parameter (or of its gradient) that belongs to one lane."""
+    match module:
+        case PackedExperts():
+            return tensor.narrow(0, layout.group_starts[lane], layout.num_experts[lane])
+        case RouterLinear():
+            return tensor[lane, : layout.num_experts[lane]]
+        case _:
+            return tensor[lane]
+
+
+def require_one_shape(configs: Sequence[TrialConfig]) -> None:
+    """ValueError unless all configurations give tensors of the same shapes, lanes apart."""
+    if not configs:
+        raise ValueError("a model needs at least one lane")
+    shapes = {(c.model.model_copy(update={"dropout": 0.0}), c.expert_hidden_dim) for c in configs}
+    if len(shapes) > 1:
+        raise ValueError(f"lanes must be of one shape family, these are of {len(shapes)}: {shapes}")
+
+
+def replace_lane(model: MoETransformer, lane: int, config: TrialConfig) -> MoETransformer:
+    """A model in which one lane is new, initialised from its seed, and the others keep their tensors bit for bit."""
+    configs = [*model.configs[:lane], config, *model.configs[lane + 1 :]]
+    replaced = MoETransformer(
+        configs, model.vocab_size, device=model.device, dtype=model.dtype, initialized_lanes=[lane]
+    )
+    for other in range(len(configs)):
+        if other != lane:
+            replaced.load_lane(other, model.lane_parameters(other))
+    return replaced
+
+
+def select_lane(model: MoETransformer, lane: int) -> MoETransformer:
+    """A model of that lane alone, with its own copy of the tensors."""
+    alone = MoETransformer(
+        [model.configs[lane]], model.vocab_size, device=model.device, dtype=model.dtype, initialized_lanes=[]
+    )
+    alone.load_lane(0, model.lane_parameters(lane))
+    return alone
