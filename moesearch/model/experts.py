@@ -45,5 +45,5 @@ class PackedExperts(nn.Module):
         if mask_SC is not None:
             out_SC = out_SC * mask_SC.index_select(0, order_S)
         out_SC = out_SC * routing.gates_S.index_select(0, order_S).unsqueeze(1)
-        zeros_NC = torch.zeros_empty(x_RNC).flatten(0, 1)
+        zeros_NC = torch.zeros_like(x_RNC).flatten(0, 1)
         return zeros_NC.index_add(0, token_S, out_SC).view_as(x_RNC)

@@ -32,9 +32,7 @@ class LaneLinear(nn.Module):
         self.dtype = dtype
         empty = torch.empty(0, device=device, dtype=parameter_dtype(dtype))
         self.weight = nn.Parameter(empty.new_empty(num_lanes, inputs, outputs))
-        self.bias = (
-            nn.Parameter(torch.empty(num_lanes, outputs, device=device, dtype=parameter_dtype(dtype))) if bias else None
-        )
+        self.bias = nn.Parameter(empty.new_empty(num_lanes, outputs)) if bias else None
 
     def forward(self, x_RNI: Tensor) -> Tensor:
         weight_RIO = self.weight.to(self.dtype)
