@@ -33,6 +33,8 @@ CONFIG = "moesearch:config"
 """Resolved TrialConfig as JSON values."""
 MILESTONE_PREFIX = "moesearch:milestone:"
 """+ four digits of the milestone: the EvalPoint as JSON values."""
+DEATHS = "moesearch:deaths"
+"""``milestone`` and ``count``: how many workers died on this trial since that milestone."""
 
 # System attributes of a study.
 STUDY_CONFIG = "moesearch:study"
