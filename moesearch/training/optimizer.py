@@ -1,0 +1,119 @@
+"""AdamW and its schedule for one lane."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import assert_never
+
+import torch
+from torch import Tensor
+
+from moesearch.config.trial import OptimConfig, TrialConfig
+
+
+def learning_rate(config: TrialConfig, step: int, num_steps: int) -> float:
+    """Learning rate of a step, counted from 0, of a run of ``num_steps``.
+
+    Linear warm-up times one of three shapes: ``constant``; ``cosine`` from the end of the warm-up to the last step;
+    ``wsd`` (warm-up, stable, decay; Hu et al. 2024), constant and linear over the last ``decay_fraction`` of the run.
+    The last step of the latter two has exactly ``final_lr_fraction``.
+    """
+    optim = config.optim
+    return optim.lr * _warmup_factor(config, step) * _decay_factor(config, step, num_steps)
+
+
+def _warmup_factor(config: TrialConfig, step: int) -> float:
+    # Warm-up is counted in tokens, so trials with different batch sizes share one schedule. The tokens of the step
+    # itself count, so that the first step is not lost to a learning rate of 0.
+    if config.optim.warmup_tokens == 0:
+        return 1.0
+    return min(1.0, (step + 1) * config.tokens_per_step / config.optim.warmup_tokens)
+
+
+def _decay_factor(config: TrialConfig, step: int, num_steps: int) -> float:
+    optim = config.optim
+    last_step = num_steps - 1
+    match optim.schedule:
+        case "constant":
+            return 1.0
+        case "cosine":
+            first_step = optim.warmup_tokens // config.tokens_per_step
+            progress = _fraction(step, first_step, last_step)
+            return optim.final_lr_fraction + (1 - optim.final_lr_fraction) * (1 + math.cos(math.pi * progress)) / 2
+        case "wsd":
+            first_step = last_step - round(optim.decay_fraction * num_steps)
+            return 1 - (1 - optim.final_lr_fraction) * _fraction(step, first_step, last_step)
+        case schedule:
+            assert_never(schedule)
+
+
+def _fraction(step: int, first_step: int, last_step: int) -> float:
+    """How far a step is from the first (0) to the last (1)."""
+    if step >= last_step:
+        return 1.0
+    return max(0, step - first_step) / (last_step - first_step)
+
+
+class LaneOptimizer:
+    """Fused AdamW over one lane's views, with the lane's own step counter, betas, eps and weight decay.
+
+    Whether and how strongly a step is applied comes in tensors, so that a captured CUDA graph needs no host decision.
+    """
+
+    def __init__(self, optim: OptimConfig, parameters: Mapping[str, Tensor]) -> None:
+        self.parameters = parameters
+        device = next(iter(parameters.values())).device
+        self._adamw = torch.optim.AdamW(
+            parameters.values(),
+            lr=torch.tensor(optim.lr, device=device),
+            betas=(optim.beta1, optim.beta2),
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+        for parameter in parameters.values():
+            self._adamw.state[parameter] = {
+                "step": torch.zeros((), device=device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+
+    @property
+    def exp_avg(self) -> dict[str, Tensor]:
+        """First moments by the names of the parameters; the optimizer's own tensors."""
+        return {name: self._adamw.state[parameter]["exp_avg"] for name, parameter in self.parameters.items()}
+
+    @property
+    def exp_avg_sq(self) -> dict[str, Tensor]:
+        """Second moments likewise."""
+        return {name: self._adamw.state[parameter]["exp_avg_sq"] for name, parameter in self.parameters.items()}
+
+    def reset(self) -> None:
+        """Go back to step 0."""
+        for state in self._adamw.state.values():
+            for tensor in state.values():
+                tensor.zero_()
+
+    def load(self, step: int, exp_avg: Mapping[str, Tensor], exp_avg_sq: Mapping[str, Tensor]) -> None:
+        """Continue from a step, with these moments; they are copied."""
+        for name, parameter in self.parameters.items():
+            state = self._adamw.state[parameter]
+            state["step"].fill_(step)
+            state["exp_avg"].copy_(exp_avg[name])
+            state["exp_avg_sq"].copy_(exp_avg_sq[name])
+
+    def step(self, gradients: Mapping[str, Tensor], *, lr: Tensor, grad_scale: Tensor, skip: Tensor) -> None:
+        """Apply one step on gradients divided by ``grad_scale``; where ``skip`` is 1.0, change nothing at all.
+
+        All three are float32 scalars on the lane's device.
+        """
+        for name, parameter in self.parameters.items():
+            parameter.grad = gradients[name]
+        self._adamw.param_groups[0]["lr"] = lr
+        # The two attributes through which torch.amp.GradScaler talks to fused optimizers: the kernel itself divides by
+        # the one and does nothing where the other is set, which costs no pass over the gradients.
+        self._adamw.grad_scale = grad_scale  # type: ignore[attr-defined]
+        self._adamw.found_inf = skip  # type: ignore[attr-defined]
+        self._adamw.step()

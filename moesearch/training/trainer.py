@@ -1,0 +1,195 @@
+"""Trains many trials side by side: lanes are loaded, advanced from milestone to milestone, and freed.
+
+Shapes:  N training tokens
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+
+from moesearch.config.trial import TrialConfig
+from moesearch.data.tokens import TokenData, check_length
+from moesearch.errors import CheckpointError
+from moesearch.model.transformer import MoETransformer, require_one_shape
+from moesearch.training.checkpoints import LaneCheckpoint
+from moesearch.training.evaluation import SplitLoss, evaluate_split, never
+from moesearch.training.lane import Lane
+from moesearch.training.pack import LanePack
+from moesearch.training.points import EvalPoint
+from moesearch.training.step import MAX_PLANNED_STEPS
+
+
+class LaneTrainer:
+    """Up to ``num_lanes`` trials of one shape family, trained as one model.
+
+    A trial's results do not depend on which others train beside it, when they come or how they end.
+    """
+
+    def __init__(self, tokens: TokenData, *, num_lanes: int = 1, device: str = "cpu") -> None:
+        self._tokens = tokens
+        self._device = torch.device(device)
+        self._train_tokens_N = tokens.train.to(self._device)
+        # Products in bfloat16 are a GPU's fast path, and far slower than float32 on most CPUs.
+        self._dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        self._lanes: list[Lane | None] = [None] * num_lanes
+        self._pack: LanePack | None = None
+
+    @property
+    def free_lanes(self) -> tuple[int, ...]:
+        """Lanes that wait for a trial."""
+        return tuple(index for index, lane in enumerate(self._lanes) if lane is None)
+
+    def load(self, lane: int, config: TrialConfig, checkpoint: LaneCheckpoint | None = None) -> None:
+        """Fill a free lane with a trial, from its start or from a checkpoint.
+
+        Raises:
+            CheckpointError: the checkpoint is of another configuration, corpus or model.
+            CorpusError: a split holds no window of the trial's context.
+            ValueError: the trial is of another shape family than those that are training.
+        """
+        assert self._lanes[lane] is None, f"lane {lane} is not free"
+        check_length(self._tokens, config.model.context)
+        beside = [other.config for other in self._active()]
+        require_one_shape([*beside, config])
+        if any(other.data.batch_size != config.data.batch_size for other in beside):
+            raise ValueError(f"lanes must share one batch_size, this one has {config.data.batch_size}")
+        if checkpoint is not None:
+            self._check_fit(config, checkpoint)
+        self._lanes[lane] = Lane(config, self._tokens, checkpoint)
+
+    def free(self, lane: int) -> None:
+        """Forget a lane's trial."""
+        self._loaded(lane)
+        self._lanes[lane] = None
+
+    def advance(self, should_stop: Callable[[], bool] = never) -> list[tuple[int, EvalPoint]]:
+        """Train all loaded lanes until at least one reaches its next milestone, and evaluate those that did.
+
+        A lane that diverges is reported at once, with ``is_diverged``. A lane that is diverged or at its last milestone
+        is not trained on. Returns nothing if no lane is left to train, or if ``should_stop`` (asked between steps and
+        between batches of an evaluation) said so; each lane then stands exactly at its current step.
+        """
+        active = self._active()
+        if not active:
+            return []
+        if all(lane.steps_to_milestone > 0 for lane in active):
+            self._train(active, should_stop)
+        points = []
+        for index, lane in enumerate(self._lanes):
+            if lane is None or lane not in active:
+                continue
+            if lane.is_diverged:
+                points.append((index, lane.report(None)))
+            elif lane.steps_to_milestone == 0:
+                val = self._evaluate(lane, "val", should_stop)
+                if val is None:
+                    break
+                points.append((index, lane.report(val)))
+            if lane.is_done:
+                self._settle(lane)
+        return points
+
+    def checkpoint(self, lane: int) -> LaneCheckpoint:
+        """All that an exact resume of a lane needs, as it stands now."""
+        self._packed()
+        return self._loaded(lane).checkpoint()
+
+    def evaluate(self, lane: int, split: Literal["val", "test"]) -> SplitLoss:
+        """Exact loss of a lane on a whole split."""
+        result = self._evaluate(self._loaded(lane), split, never)
+        assert result is not None
+        return result
+
+    def model(self, lane: int) -> MoETransformer:
+        """A lane's model alone; it is the one in training where no other lane is."""
+        pack = self._packed()
+        loaded = self._loaded(lane)
+        if pack is not None and pack.lanes == [loaded]:
+            return pack.model
+        assert loaded.tensors is not None
+        alone = MoETransformer([loaded.config], self._tokens.vocab_size, device=self._device, dtype=self._dtype)
+        alone.load_lane(0, loaded.tensors.parameters)
+        return alone
+
+    def _active(self) -> list[Lane]:
+        """Lanes with something left to train."""
+        return [lane for lane in self._lanes if lane is not None and not lane.is_done]
+
+    def _loaded(self, index: int) -> Lane:
+        lane = self._lanes[index]
+        assert lane is not None, f"lane {index} is free"
+        return lane
+
+    def _packed(self) -> LanePack | None:
+        """The pack of exactly the active lanes, which keeps the tensors of those that were packed before."""
+        active = self._active()
+        if not active:
+            self._pack = None
+        elif self._pack is None or not self._pack.refill(active):
+            self._pack = LanePack(active, self._train_tokens_N, self._tokens.vocab_size, dtype=self._dtype)
+        return self._pack
+
+    def _train(self, active: list[Lane], should_stop: Callable[[], bool]) -> None:
+        """Step all lanes until one is due or diverged, or until stopped."""
+        pack = self._packed()
+        assert pack is not None
+        remaining = min(lane.steps_to_milestone for lane in active)
+        while remaining > 0:
+            num_steps = min(remaining, MAX_PLANNED_STEPS)
+            if not self._run_steps(pack, num_steps, should_stop):
+                return
+            remaining -= num_steps
+
+    def _run_steps(self, pack: LanePack, num_steps: int, should_stop: Callable[[], bool]) -> bool:
+        """Plan and do some steps; whether all of them were done by all lanes."""
+        started = time.perf_counter()
+        # Looking at a flag of a CUDA device would make each step wait for the one before.
+        looks_at_each_step = self._device.type == "cpu"
+        pack.step.begin([lane.plan(num_steps) for lane in pack.lanes])
+        is_stopped = False
+        for _ in range(num_steps):
+            if is_stopped := should_stop():
+                break
+            pack.run_step()
+            if looks_at_each_step and not pack.step.all_alive():
+                break
+        results = pack.step.results()
+        train_seconds = (time.perf_counter() - started) / len(pack.lanes)
+        for lane, result in zip(pack.lanes, results, strict=True):
+            lane.absorb(result, train_seconds)
+        return not is_stopped and all(result.is_alive for result in results)
+
+    def _evaluate(self, lane: Lane, split: Literal["val", "test"], should_stop: Callable[[], bool]) -> SplitLoss | None:
+        started = time.perf_counter()
+        model = self.model(self._lanes.index(lane))
+        tokens, num_bytes = (
+            (self._tokens.val, self._tokens.val_bytes)
+            if split == "val"
+            else (self._tokens.test, self._tokens.test_bytes)
+        )
+        result = evaluate_split(model, tokens, num_bytes, should_stop)
+        lane.eval_seconds += time.perf_counter() - started
+        return result
+
+    def _settle(self, lane: Lane) -> None:
+        """Give a lane that trains no more tensors of its own, since its place in the pack will be another's."""
+        assert lane.tensors is not None
+        lane.tensors = lane.tensors.copy()
+
+    def _check_fit(self, config: TrialConfig, checkpoint: LaneCheckpoint) -> None:
+        if checkpoint.config != config:
+            raise CheckpointError("the checkpoint is of another configuration; start from step 0, or use its own")
+        if checkpoint.corpus_sha256 != self._tokens.corpus_sha256:
+            raise CheckpointError(
+                f"the checkpoint was trained on another text (sha256 {checkpoint.corpus_sha256[:12]}…, "
+                f"this is {self._tokens.corpus_sha256[:12]}…); start from step 0, or bring that text back"
+            )
+        expected = MoETransformer([config], self._tokens.vocab_size, device="meta").lane_parameters(0)
+        shapes = {name: tensor.shape for name, tensor in expected.items()}
+        for group in (checkpoint.parameters, checkpoint.exp_avg, checkpoint.exp_avg_sq):
+            if {name: tensor.shape for name, tensor in group.items()} != shapes:
+                raise CheckpointError("the checkpoint's tensors are of another model; start from step 0")
