@@ -53,10 +53,10 @@ def details(verdict: Verdict) -> tuple[str, ...]:
     """What goes with the sentence: luck, noise, the test split, what was left out. A sentence each."""
     facts: list[str] = []
     if (flattery := verdict.flattery) is not None:
-        among = "" if verdict.num_searched is None else f", the best of {verdict.num_searched:,} configurations tried,"
+        among = "" if verdict.num_searched is None else f", picked from {verdict.num_searched:,} configurations tried,"
         side = "lower" if flattery < 0 else "higher"
         facts.append(
-            f"Winner's curse: in the search{among} it stood {nats(abs(flattery))} {side} than its mean on fresh seeds."
+            f"Winner's curse: its search value{among} was {nats(abs(flattery))} {side} than its mean on fresh seeds."
         )
     if verdict.seed_noise is not None:
         text = f"Seed noise: the loss of one configuration varies by {nats(verdict.seed_noise)} (standard deviation)"

@@ -1,0 +1,231 @@
+"""An exported configuration: everything a trial needs to run again, and where it comes from.
+
+What an export has to say so that a result can be carried to a larger run, and where that ends, follows the rules of
+maximal-update parametrisation (Yang et al. 2022, "Tensor Programs V") and its forms for mixtures of experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from optuna.trial import FrozenTrial
+
+from moesearch.config.dumper import dump_yaml
+from moesearch.config.labels import config_label
+from moesearch.config.trial import TrialConfig
+from moesearch.errors import UnknownStudyError
+from moesearch.results import records
+from moesearch.results.frames import as_utc, last_point, lookup, outcome_of
+from moesearch.results.study import StudyResults
+
+Choice = Literal["best", "base"] | int
+"""``best`` by the verdict, ``base`` as the study file has it, or the number of a trial."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A configuration of a study, with the trial that trained it if there is one."""
+
+    label: str
+    config: TrialConfig
+    trial: FrozenTrial | None
+
+
+def choose(results: StudyResults, choice: Choice) -> Exported:
+    """Find the configuration that is meant.
+
+    Raises:
+        UnknownStudyError: no such trial, a trial that was never resolved, or nothing finished yet to be best.
+    """
+    if choice == "base":
+        config = results.config.base
+        return Exported(_label(results, config), config, _trained(results, config.fingerprint()))
+    if choice == "best":
+        best = results.verdict.best
+        trial = None if best is None else _trained(results, best.fingerprint)
+        if best is None or trial is None:
+            raise UnknownStudyError(
+                f"study {results.name} has no finished trial yet, so none is best; --trial base exports its base"
+            )
+        return Exported(best.label, TrialConfig.model_validate(trial.system_attrs[records.CONFIG]), trial)
+    config = results.trial_config(choice)
+    return Exported(_label(results, config), config, results.trial(choice))
+
+
+def export_yaml(results: StudyResults, choice: Choice = "best") -> str:
+    """The configuration as YAML: ``trial:`` with every field spelled out, ``provenance:`` beside it.
+
+    Raises:
+        UnknownStudyError: see ``choose``.
+    """
+    exported = choose(results, choice)
+    comment = (
+        f"{exported.label}: configuration {_chosen(exported, choice)} of study {results.name}.\n"
+        "Train it with: python -m moesearch.train FILE (this file)\n"
+        "`trial` is all that training reads; `provenance` says where it comes from and how far it carries."
+    )
+    values = {
+        "trial": exported.config.model_dump(mode="json"),
+        "provenance": _provenance(results, exported, choice),
+    }
+    return dump_yaml(values, comment)
+
+
+def _provenance(results: StudyResults, exported: Exported, choice: Choice) -> dict[str, Any]:
+    trial = exported.trial
+    attrs: Mapping[str, Any] = {} if trial is None else trial.user_attrs
+    return {
+        "study": results.name,
+        "chosen": str(choice),
+        "trial_number": None if trial is None else trial.number,
+        "fingerprint": exported.config.fingerprint(),
+        "result": _result(results, exported),
+        "search": {
+            "configurations_tried": results.num_configurations,
+            "trials_finished": results.num_finished,
+            "space": {path: _space(knob.model_dump(mode="json")) for path, knob in results.config.search.items()},
+            "sampler": results.config.sampler.model_dump(mode="json"),
+            "pruner": results.config.pruner.model_dump(mode="json"),
+        },
+        "corpus": dict(results.corpus),
+        "counts": {
+            "total_params": attrs.get(records.TOTAL_PARAMS),
+            "active_params": attrs.get(records.ACTIVE_PARAMS),
+            "forward_flops_per_token": attrs.get(records.FLOPS_PER_TOKEN),
+            "expert_hidden_dim": exported.config.expert_hidden_dim,
+            "attention_scale": attention_scale(exported.config),
+        },
+        "architecture": _architecture(exported.config),
+        "measured": _measured(results, trial),
+        "versions": dict(results.sessions[-1].versions) if results.sessions else {},
+        "limits_of_transfer": transfer_limits(results, exported.config),
+    }
+
+
+def attention_scale(config: TrialConfig) -> float:
+    """The factor on the attention scores."""
+    match config.model.attention_scale:
+        case "head":
+            return float((config.model.width // config.model.num_heads) ** -0.5)
+        case "width":
+            return float(config.model.width**-0.5)
+        case number:
+            return number
+
+
+def transfer_limits(results: StudyResults, config: TrialConfig) -> list[str]:
+    """What is known of carrying this configuration to a larger run, and what is not. A sentence each."""
+    model, moe = config.model, config.moe
+    hidden = config.expert_hidden_dim
+    rate = (
+        "The learning rate was searched at this size only."
+        if "optim.lr" in results.config.search
+        else f"All configurations were compared at one learning rate, {config.optim.lr:g}; an architecture can win by "
+        "the rate it was compared at."
+    )
+    return [
+        f"Found at width {model.width}, {model.num_layers} layers, context {model.context}, {config.tokens_per_step:,} "
+        "tokens per step. Another size, corpus or budget can rank configurations differently; more experts also "
+        "memorise a small corpus.",
+        rate,
+        f"When width grows, keep top_k / num_experts = {moe.top_k}/{moe.num_experts} and expert_hidden_dim / width = "
+        f"{hidden / model.width:g}: rules of maximal-update parametrisation carry a learning rate across width and "
+        "number of experts only where these stay fixed.",
+        f"Those rules: learning rate of hidden weights (attention, experts) times {model.width} / new width, "
+        "router treated as an output weight; embeddings and biases keep theirs. They are not proven for depth, "
+        "batch size, or a change of top_k / num_experts.",
+        "Keep warm-up and decay as fractions of all tokens, not as numbers of steps.",
+    ]
+
+
+def _result(results: StudyResults, exported: Exported) -> dict[str, Any]:
+    """What was measured of it. Losses are nats per token."""
+    verdict = results.verdict
+    fingerprint = exported.config.fingerprint()
+    found: dict[str, Any] = {
+        "verdict": verdict.sentence,
+        "search_val_loss": None if exported.trial is None else last_point(exported.trial).get("val_loss"),
+        "search_outcome": None if exported.trial is None else outcome_of(exported.trial),
+        "confirmed": None,
+        "test": None,
+    }
+    if verdict.conclusion not in ("winner", "no_difference", "alone"):
+        return found
+    for candidate in verdict.ranking:
+        if candidate.fingerprint == fingerprint:
+            runs = [t for t in results.confirm_trials if t.user_attrs.get(records.FINGERPRINT) == fingerprint]
+            found["confirmed"] = {
+                "mean_val_loss": candidate.mean,
+                "interval": [candidate.low, candidate.high],
+                "confidence": verdict.confidence,
+                "num_seeds": candidate.num_seeds,
+                "seeds": [run.user_attrs.get(records.SEED) for run in runs],
+                "seed_deviation": verdict.seed_noise,
+            }
+    if verdict.test is not None and verdict.best is not None and verdict.best.fingerprint == fingerprint:
+        found["test"] = {
+            "mean_loss": verdict.test.mean_loss,
+            "mean_bits_per_byte": verdict.test.mean_bits_per_byte,
+            "num_seeds": len(verdict.test.losses),
+        }
+    return found
+
+
+def _architecture(config: TrialConfig) -> dict[str, Any]:
+    """What is fixed in the code, and a rerun elsewhere has to know."""
+    std = f" of standard deviation {config.moe.init_std:g}" if config.moe.init == "normal" else ""
+    return {
+        "block": "x + attention(layer_norm(x)); x + moe(layer_norm(x)); layer norm before the head",
+        "embeddings": "token + learned position, not tied to the head",
+        "biases": "none on query, key and value; on every other linear map",
+        "expert": f"linear {config.model.width} -> {config.expert_hidden_dim}, ReLU, linear back, dropout",
+        "router": "float32 softmax over the top_k logits, so gates sum to 1"
+        + ("; noise in training only: logits + normal * softplus(noise logits)" if config.moe.noise else ""),
+        "capacity": "dropless: every token reaches its experts",
+        "load_balancing_loss": "1 at perfect balance for every num_experts and top_k",
+        "dropout_places": "attention weights, after the attention projection, after each expert",
+        "init": f"{config.moe.init}{std} on every linear weight (attention, router, experts, head); biases uniform "
+        "within fan_in^-0.5; embeddings standard normal",
+    }
+
+
+def _measured(results: StudyResults, trial: FrozenTrial | None) -> dict[str, Any]:
+    session = results.sessions[-1] if results.sessions else None
+    where = {"device": session.device, "workers": session.workers} if session is not None else {}
+    if trial is None:
+        return dict(where)
+    point = last_point(trial)
+    seconds, tokens = point.get("train_seconds"), point.get("tokens")
+    started = as_utc(trial.datetime_start)
+    return {
+        **where,
+        "trained": None if started is None else f"{started:%Y-%m-%d}",
+        "tokens": tokens,
+        "training_flops": point.get("active_flops"),
+        "train_seconds": seconds,
+        "tokens_per_second": round(tokens / seconds) if tokens and seconds else None,
+    }
+
+
+def _space(knob: Mapping[str, Any]) -> Any:
+    return knob["choices"] if knob["type"] == "categorical" else {k: v for k, v in knob.items() if v is not None}
+
+
+def _trained(results: StudyResults, fingerprint: str) -> FrozenTrial | None:
+    """The best trial of a configuration in the search, else one of its confirmation, else None."""
+    rows = results.ranking[results.ranking["fingerprint"] == fingerprint]
+    if len(rows):
+        return results.search_trials[int(rows["best_number"].iloc[0])]
+    return next((t for t in results.confirm_trials if t.user_attrs.get(records.FINGERPRINT) == fingerprint), None)
+
+
+def _label(results: StudyResults, config: TrialConfig) -> str:
+    values = config.model_dump(mode="json")
+    return config_label({path: lookup(values, path) for path in results.config.search})
+
+
+def _chosen(exported: Exported, choice: Choice) -> str:
+    number = "" if exported.trial is None else f" (trial {exported.trial.number})"
+    return "number " + str(choice) if isinstance(choice, int) else f"`{choice}`{number}"

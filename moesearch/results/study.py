@@ -1,0 +1,262 @@
+"""Everything the store knows of one study, read once."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+from optuna.storages import BaseStorage
+from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
+
+from moesearch.config.labels import config_label
+from moesearch.config.study import StudyConfig
+from moesearch.config.trial import TrialConfig
+from moesearch.errors import StoreError, UnknownStudyError
+from moesearch.results import records
+from moesearch.results.frames import (
+    as_utc,
+    frame_of_curves,
+    frame_of_trials,
+    knob_values,
+    last_point,
+    outcome_of,
+)
+from moesearch.results.ranking import configurations
+from moesearch.results.statistics import pooled_deviation
+from moesearch.results.verdict import Candidate, ConfirmRun, Verdict, decide
+
+LEADERS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Session:
+    """One run of the command. Times are UTC; ``ended`` is None while it runs, and for ever if it was killed."""
+
+    started: datetime
+    ended: datetime | None
+    workers: int | None
+    device: str
+    host: str
+    versions: Mapping[str, str]
+    command: str
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """One study: its configuration, its trials and its confirmation."""
+
+    name: str
+    config: StudyConfig
+    sessions: tuple[Session, ...]
+    corpus: Mapping[str, Any]
+    stored_verdict: Verdict | None
+    search_trials: tuple[FrozenTrial, ...]
+    confirm_trials: tuple[FrozenTrial, ...]
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        return frame_of_trials(self.search_trials, tuple(self.config.search))
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        return frame_of_curves(self.search_trials)
+
+    @cached_property
+    def confirm(self) -> pd.DataFrame:
+        """The confirmation trials, as ``trials``."""
+        return frame_of_trials(self.confirm_trials, tuple(self.config.search))
+
+    @cached_property
+    def ranking(self) -> pd.DataFrame:
+        """One row per configuration, best first."""
+        return configurations(self.trials, tuple(self.config.search))
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """The stored verdict, else what the runs say so far."""
+        if self.stored_verdict is not None:
+            return self.stored_verdict
+        runs = confirm_runs(self)
+        verdict = decide(runs, num_searched=self.num_configurations)
+        return _unconfirmed(self) if verdict.conclusion in ("nothing", "unconfirmed") else verdict
+
+    @property
+    def num_configurations(self) -> int:
+        """Configurations that were trained to an end or pruned."""
+        return int(((self.ranking["num_seeds"] > 0) | (self.ranking["num_pruned"] > 0)).sum())
+
+    @property
+    def num_finished(self) -> int:
+        """Trials that count against the study's budget."""
+        return int(self.trials["outcome"].isin(records.FINISHED_OUTCOMES).sum())
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the store says that a trial is being trained. One whose worker was killed says so as well."""
+        return any(trial.state == TrialState.RUNNING for trial in (*self.search_trials, *self.confirm_trials))
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all that the study file asks for has been done."""
+        is_confirmed = self.config.confirm.top == 0 or self.stored_verdict is not None
+        return self.num_finished >= self.config.num_trials and is_confirmed and not self.is_running
+
+    @property
+    def wall_seconds(self) -> float:
+        """Time in which at least one session of the command ran; a killed one counts until its last sign of life."""
+        trials = (*self.search_trials, *self.confirm_trials)
+        signs = [as_utc(moment) for trial in trials for moment in (trial.datetime_start, trial.datetime_complete)]
+        last_sign = max((sign for sign in signs if sign is not None), default=None)
+        total, covered_until = 0.0, datetime.min.replace(tzinfo=UTC)
+        for session in sorted(self.sessions, key=lambda session: session.started):
+            start = max(session.started, covered_until)
+            end = session.ended or max(session.started, last_sign or session.started)
+            total += max(0.0, (end - start).total_seconds())
+            covered_until = max(covered_until, end)
+        return total
+
+    def trial(self, number: int) -> FrozenTrial:
+        """The trial of the search with this number.
+
+        Raises:
+            UnknownStudyError: there is none.
+        """
+        count = len(self.search_trials)
+        if not 0 <= number < count:
+            held = f"its {count:,} trials are numbered 0 to {count - 1}" if count else "it has no trials yet"
+            raise UnknownStudyError(f"study {self.name} has no trial {number}; {held}")
+        return self.search_trials[number]
+
+    def trial_config(self, number: int) -> TrialConfig:
+        """The resolved configuration of a trial, seeds included.
+
+        Raises:
+            UnknownStudyError: there is no such trial, or it was never resolved (waiting, or infeasible).
+        """
+        values = self.trial(number).system_attrs.get(records.CONFIG)
+        if values is None:
+            outcome = outcome_of(self.trial(number))
+            raise UnknownStudyError(f"trial {number} of study {self.name} has no configuration yet; it is {outcome}")
+        return TrialConfig.model_validate(values)
+
+
+def read_study(storage: BaseStorage, study_name: str) -> StudyResults:
+    """Read one study and its confirmation.
+
+    Raises:
+        UnknownStudyError: the storage holds no study of that name, or one that moesearch did not write.
+        StoreError: the study's configuration is not one that this version knows.
+    """
+    names = study_names(storage)
+    if study_name not in names:
+        raise UnknownStudyError(_unknown(study_name, names))
+    study_id = storage.get_study_id_from_name(study_name)
+    attrs = storage.get_study_system_attrs(study_id)
+    if records.STUDY_CONFIG not in attrs:
+        raise UnknownStudyError(f"study {study_name} is in the store, but moesearch did not write it")
+    try:
+        config = StudyConfig.model_validate(attrs[records.STUDY_CONFIG])
+    except ValidationError as error:
+        raise StoreError(f"study {study_name} was written by another version of moesearch: {error}") from None
+    confirm_name = records.confirm_study_name(study_name)
+    confirm_trials: list[FrozenTrial] = []
+    if confirm_name in names:
+        confirm_trials = storage.get_all_trials(storage.get_study_id_from_name(confirm_name), deepcopy=False)
+    verdict = attrs.get(records.VERDICT)
+    return StudyResults(
+        name=study_name,
+        config=config,
+        sessions=tuple(_session(attrs[key]) for key in sorted(attrs) if key.startswith(records.SESSION_PREFIX)),
+        corpus=attrs.get(records.CORPUS_FACTS, {}),
+        stored_verdict=None if verdict is None else Verdict.from_json(verdict),
+        search_trials=tuple(storage.get_all_trials(study_id, deepcopy=False)),
+        confirm_trials=tuple(confirm_trials),
+    )
+
+
+def study_names(storage: BaseStorage) -> list[str]:
+    """Names of all Optuna studies of the store, confirmations included."""
+    return sorted(study.study_name for study in storage.get_all_studies())
+
+
+def confirm_runs(results: StudyResults) -> list[ConfirmRun]:
+    """The confirmation runs that ended, as ``decide`` takes them."""
+    complete = results.ranking[results.ranking["num_seeds"] > 0]
+    search_values = dict(zip(complete["fingerprint"], complete["val_loss"], strict=True))
+    runs: list[ConfirmRun] = []
+    for trial in results.confirm_trials:
+        outcome = outcome_of(trial)
+        if outcome not in ("complete", "diverged"):
+            continue
+        point = last_point(trial)
+        params = knob_values(trial, tuple(results.config.search))
+        fingerprint = str(trial.user_attrs[records.FINGERPRINT])
+        runs.append(
+            ConfirmRun(
+                fingerprint,
+                label=config_label(params),
+                params=params,
+                seed_index=int(trial.user_attrs[records.REPLICATE]),
+                val_loss=float(point["val_loss"]) if outcome == "complete" else math.nan,
+                search_value=search_values.get(fingerprint),
+                is_baseline=fingerprint == results.config.base.fingerprint(),
+                block_losses=tuple(point.get("val_block_losses", ())) if outcome == "complete" else (),
+            )
+        )
+    return runs
+
+
+def _unconfirmed(results: StudyResults) -> Verdict:
+    """What the search alone says: its leaders, on the seeds that it happened to train."""
+    complete = results.ranking[results.ranking["num_seeds"] > 0]
+    seed_values = results.trials.query("outcome == 'complete'").groupby("fingerprint")["val_loss"].apply(list)
+    leaders = tuple(
+        Candidate(
+            fingerprint=str(row["fingerprint"]),
+            label=str(row["label"]),
+            params={path: row[path] for path in results.config.search},
+            num_seeds=int(row["num_seeds"]),
+            mean=float(row["val_loss"]),
+            low=None,
+            high=None,
+            search_value=float(row["val_loss"]),
+            is_baseline=row["fingerprint"] == results.config.base.fingerprint(),
+        )
+        for row in complete.head(LEADERS_SHOWN).to_dict("records")
+    )
+    return Verdict(
+        "unconfirmed" if leaders else "nothing",
+        ranking=leaders,
+        num_seeds=leaders[0].num_seeds if leaders else 0,
+        seed_noise=pooled_deviation(list(seed_values)),
+        num_searched=results.num_configurations,
+    )
+
+
+def _session(values: Mapping[str, Any]) -> Session:
+    ended = values.get("ended")
+    return Session(
+        started=datetime.fromtimestamp(values["started"], UTC),
+        ended=None if ended is None else datetime.fromtimestamp(ended, UTC),
+        workers=values.get("workers"),
+        device=str(values.get("device", "")),
+        host=str(values.get("host", "")),
+        versions=values.get("versions", {}),
+        command=str(values.get("command", "")),
+    )
+
+
+def _unknown(name: str, names: list[str]) -> str:
+    held = [other for other in names if not other.endswith(records.confirm_study_name(""))]
+    if not held:
+        return f"study {name} is not in the store, which holds no study yet; python -m moesearch.run starts one"
+    close = difflib.get_close_matches(name, held, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    return f"study {name} is not in the store, which holds {', '.join(held)}{hint}"
