@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from moesearch.config.knobs import Knob
-from moesearch.config.trial import Section, TrialConfig
+from moesearch.config.knobs import Choice, Knob
+from moesearch.config.trial import WHOLE, Section, TrialConfig
 
 Objective = Literal["val_loss", "val_bpb"]
 
@@ -17,49 +17,67 @@ class SamplerConfig(Section):
 
     type: Literal["auto", "tpe", "random"] = "auto"
     """``auto`` covers a feasible space that fits the budget point by point, and uses TPE on a larger one."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31), WHOLE] = 0
+    """Seed of the study: of its sampler, and of every trial's own seed."""
 
 
 class PrunerConfig(Section):
     """Who stops a trial early; always on ``val_loss`` at equal milestones."""
 
     type: Literal["median", "none"] = "median"
-    warmup_milestones: Annotated[int, Field(ge=0)] = 2
+    """``median`` stops a trial that is worse than the median of the others at its milestone."""
+    warmup_milestones: Annotated[int, Field(ge=0, le=10_000), WHOLE] = 2
     """Milestones of each trial before it can be pruned."""
-    warmup_trials: Annotated[int, Field(ge=0)] = 5
+    warmup_trials: Annotated[int, Field(ge=0, le=1_000_000), WHOLE] = 5
     """Finished trials before any trial can be pruned."""
 
 
 class ConfirmConfig(Section):
     """Further training of the leaders on fresh seeds, before the verdict."""
 
-    top: Annotated[int, Field(ge=0, le=100)] = 3
+    top: Annotated[int, Field(ge=0, le=100), WHOLE] = 3
     """Leading configurations that are trained again; 0 skips confirmation."""
-    seeds: Annotated[int, Field(ge=2, le=100)] = 3
+    seeds: Annotated[int, Field(ge=2, le=100), WHOLE] = 3
+    """Fresh seeds for each of them."""
 
 
 class RunConfig(Section):
     """How the study is run; never what it finds."""
 
-    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=1024), WHOLE] = "auto"
     """Worker processes; ``auto`` is one per core on a CPU and one per GPU."""
-    device: str = "auto"
-    """``auto``, ``cpu`` or ``cuda``."""
+    device: Annotated[
+        str,
+        Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", json_schema_extra={"expected": "auto, cpu, cuda or cuda:N"}),
+    ] = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
 
 
 class StudyConfig(Section):
     """A study file: a question, its space, its budget."""
 
-    name: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=200,
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+            json_schema_extra={
+                "expected": "text of at most 200 letters, digits, dots, '_' and '-' that starts with a letter or digit"
+            },
+        ),
+    ]
+    """Name in the store, and of the report's folder."""
     objective: Objective = "val_loss"
-    num_trials: Annotated[int, Field(ge=1, le=1_000_000)]
+    """What the search lowers: nats per token, or bits per byte where tokenizers differ."""
+    num_trials: Annotated[int, Field(ge=1, le=1_000_000), WHOLE]
     """Finished trials (complete or pruned), over all restarts and workers."""
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
     base: TrialConfig = TrialConfig()
     search: Annotated[dict[str, Knob], Field(min_length=1)]
     """Dotted path of a field of a trial -> knob."""
-    enqueue: tuple[dict[str, Any], ...] = ()
+    enqueue: Annotated[tuple[dict[str, Choice], ...], Field(strict=False)] = ()
     """Configurations to try first, in this order: dotted path -> value."""
     confirm: ConfirmConfig = ConfirmConfig()
     run: RunConfig = RunConfig()

@@ -2,92 +2,131 @@
 
 Defaults are the makeMoE article's run, except for three that it would call quirks: attention is scaled by the
 head's width, noise is off in evaluation, and the corpus needs no download.
+
+A rule that holds across fields stands in ``broken_rules`` of the section that it is about, once, for the base of a
+study and for every proposal alike.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-# A lane knob changes no tensor shape of another lane, so trials that differ in it train side by side in one model.
-# A shape knob starts another shape family. The mark is read by `is_lane_field`, `--dry-run` and the reference.
-LANE = {"lane": True}
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 Init = Literal["kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "normal"]
 Schedule = Literal["constant", "cosine", "wsd"]
 CorpusName = Literal["shakespeare", "tiny_shakespeare"]
 
+BROKEN_RULE = "broken_rule"
+"""Type of the pydantic error that carries the sentences of ``broken_rules``."""
+
+BUDGET_UNITS = ("steps", "tokens", "active_flops")
+
+# A lane knob changes no tensor shape of another lane, so trials that differ in it train side by side in one model.
+# A shape knob starts another shape family. The mark is read by `is_lane_field`, `--dry-run` and the reference.
+LANE = Field(json_schema_extra={"lane": True})
+
+
+def _whole(value: object) -> object:
+    """YAML reads 1e6 as a real number; where a whole number is due, it is one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+WHOLE = BeforeValidator(_whole)
+
 
 class Section(BaseModel):
-    """Base of all sections: frozen, and a misspelt field is an error."""
+    """Base of all sections: frozen, strict (a bool is no number, "8" is text), and a misspelt field is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+    def broken_rules(self) -> Iterator[tuple[str, str]]:
+        """Rules across fields that do not hold: (section they are about, or "" for this one; sentence)."""
+        return iter(())
+
+    @model_validator(mode="after")
+    def _keep_rules(self) -> Self:
+        broken = list(self.broken_rules())
+        if broken:
+            text = "; ".join(f"{section}: {sentence}" if section else sentence for section, sentence in broken)
+            raise PydanticCustomError(BROKEN_RULE, "{text}", {"text": text, "broken": broken})
+        return self
 
 
 class ModelConfig(Section):
     """The transformer around the experts."""
 
-    width: Annotated[int, Field(ge=1, le=65536)] = 128
+    width: Annotated[int, Field(ge=1, le=65536), WHOLE] = 128
     """Width C of the residual stream."""
-    num_layers: Annotated[int, Field(ge=1, le=1024)] = 8
-    num_heads: Annotated[int, Field(ge=1, le=1024)] = 8
-    context: Annotated[int, Field(ge=1, le=1_048_576)] = 32
+    num_layers: Annotated[int, Field(ge=1, le=1024), WHOLE] = 8
+    """Number of blocks, each of attention and experts."""
+    num_heads: Annotated[int, Field(ge=1, le=1024), WHOLE] = 8
+    """Attention heads; they divide the width."""
+    context: Annotated[int, Field(ge=1, le=1_048_576), WHOLE] = 32
     """Context length T in tokens."""
-    dropout: Annotated[float, Field(ge=0, lt=1, json_schema_extra=LANE)] = 0.1
+    dropout: Annotated[float, Field(ge=0, lt=1), LANE] = 0.1
     """Dropout probability on attention weights, after the attention projection and after each expert."""
-    attention_scale: Literal["head", "width"] | Annotated[float, Field(gt=0)] = "head"
+    attention_scale: Literal["head", "width"] | Annotated[float, Field(gt=0, le=1000)] = "head"
     """Factor on the attention scores: ``head`` is head_width^-0.5, ``width`` is width^-0.5 (makeMoE), or a number."""
 
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
+    def broken_rules(self) -> Iterator[tuple[str, str]]:
         if self.width % self.num_heads:
-            raise ValueError(f"num_heads ({self.num_heads}) must divide width ({self.width})")
-        return self
+            yield "", f"num_heads ({self.num_heads}) must divide width ({self.width})"
 
 
 class MoEConfig(Section):
     """The sparse mixture-of-experts layer: experts, router, balance."""
 
-    num_experts: Annotated[int, Field(ge=1, le=512, json_schema_extra=LANE)] = 8
-    top_k: Annotated[int, Field(ge=1, le=512, json_schema_extra=LANE)] = 2
+    num_experts: Annotated[int, Field(ge=1, le=512), WHOLE, LANE] = 8
+    """Experts in each layer."""
+    top_k: Annotated[int, Field(ge=1, le=512), WHOLE, LANE] = 2
     """Experts active per token."""
-    expert_hidden_dim: Annotated[int, Field(ge=1, le=1_048_576)] | None = None
+    expert_hidden_dim: Annotated[int, Field(ge=1, le=1_048_576), WHOLE] | None = None
     """Hidden width F of an expert; null is 4 * width."""
-    init: Annotated[Init, Field(json_schema_extra=LANE)] = "kaiming_normal"
+    init: Annotated[Init, LANE] = "kaiming_normal"
     """Initialisation of every linear weight: attention, router, experts, head."""
-    init_std: Annotated[float, Field(gt=0, le=10, json_schema_extra=LANE)] = 0.02
+    init_std: Annotated[float, Field(gt=0, le=10), LANE] = 0.02
     """Standard deviation of init ``normal``; the other schemes do not read it."""
-    noise: Annotated[bool, Field(json_schema_extra=LANE)] = True
+    noise: Annotated[bool, LANE] = True
     """Noisy top-k routing (Shazeer et al. 2017) in training; never in evaluation."""
-    load_balancing_loss_weight: Annotated[float, Field(ge=0, le=1000, json_schema_extra=LANE)] = 0.0
-    router_z_loss_weight: Annotated[float, Field(ge=0, le=1000, json_schema_extra=LANE)] = 0.0
+    load_balancing_loss_weight: Annotated[float, Field(ge=0, le=1000), LANE] = 0.0
+    """Weight of the load-balancing loss in training; it is 1 at perfect balance."""
+    router_z_loss_weight: Annotated[float, Field(ge=0, le=1000), LANE] = 0.0
+    """Weight of the router z-loss in training."""
 
-    @model_validator(mode="after")
-    def _experts_suffice(self) -> Self:
+    def broken_rules(self) -> Iterator[tuple[str, str]]:
         if self.top_k > self.num_experts:
-            raise ValueError(f"top_k ({self.top_k}) must be at most num_experts ({self.num_experts})")
-        return self
+            yield "", f"top_k ({self.top_k}) must be at most num_experts ({self.num_experts})"
 
 
 class OptimConfig(Section):
     """AdamW and its schedule."""
 
-    lr: Annotated[float, Field(gt=0, le=100, json_schema_extra=LANE)] = 1e-3
-    weight_decay: Annotated[float, Field(ge=0, le=100, json_schema_extra=LANE)] = 0.01
-    beta1: Annotated[float, Field(ge=0, lt=1, json_schema_extra=LANE)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1, json_schema_extra=LANE)] = 0.999
-    eps: Annotated[float, Field(gt=0, le=1, json_schema_extra=LANE)] = 1e-8
-    grad_clip: Annotated[float, Field(gt=0, json_schema_extra=LANE)] | None = None
+    lr: Annotated[float, Field(gt=0, le=100), LANE] = 1e-3
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0, le=100), LANE] = 0.01
+    """Decoupled weight decay."""
+    beta1: Annotated[float, Field(ge=0, lt=1), LANE] = 0.9
+    """Decay of the running mean of gradients."""
+    beta2: Annotated[float, Field(ge=0, lt=1), LANE] = 0.999
+    """Decay of the running mean of squared gradients."""
+    eps: Annotated[float, Field(gt=0, le=1), LANE] = 1e-8
+    """Added to the root of the squared gradients' mean."""
+    grad_clip: Annotated[Annotated[float, Field(gt=0, le=1e6)] | None, LANE] = None
     """Largest global gradient norm of a trial; null does not clip."""
-    schedule: Annotated[Schedule, Field(json_schema_extra=LANE)] = "constant"
-    warmup_tokens: Annotated[int, Field(ge=0, json_schema_extra=LANE)] = 0
+    schedule: Annotated[Schedule, LANE] = "constant"
+    """Learning rate after the warm-up: constant, cosine, or wsd (constant, then linear decay)."""
+    warmup_tokens: Annotated[int, Field(ge=0, le=10**15), WHOLE, LANE] = 0
     """Tokens of linear warm-up; in tokens, so that trials with other batch sizes share one schedule."""
-    final_lr_fraction: Annotated[float, Field(ge=0, le=1, json_schema_extra=LANE)] = 0.1
+    final_lr_fraction: Annotated[float, Field(ge=0, le=1), LANE] = 0.1
     """Learning rate at the end of ``cosine`` and ``wsd``, as a fraction of ``lr``."""
-    decay_fraction: Annotated[float, Field(gt=0, le=1, json_schema_extra=LANE)] = 0.2
+    decay_fraction: Annotated[float, Field(gt=0, le=1), LANE] = 0.2
     """Last part of the budget in which ``wsd`` decays linearly."""
 
 
@@ -95,41 +134,45 @@ class DataConfig(Section):
     """The text and how it is cut."""
 
     corpus: CorpusName = "shakespeare"
-    text: str | None = None
+    """A text that is built in; tiny_shakespeare is downloaded once."""
+    text: Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")] | None = None
     """Path of a UTF-8 file of your own; takes the place of ``corpus``."""
-    batch_size: Annotated[int, Field(ge=1, le=65536)] = 16
+    batch_size: Annotated[int, Field(ge=1, le=65536), WHOLE] = 16
     """Sequences per step."""
-    order_seed: Annotated[int, Field(ge=0, lt=2**63, json_schema_extra=LANE)] | None = None
+    order_seed: Annotated[Annotated[int, Field(ge=0, lt=2**63), WHOLE] | None, LANE] = None
     """Seed of the order of batches; null follows ``seed``. Equal order seeds pair two trials' data."""
 
 
 class BudgetConfig(Section):
     """How long a trial trains: exactly one of steps, tokens, active_flops; milestones are equal fractions of it."""
 
-    steps: Annotated[int, Field(ge=1, le=10**9, json_schema_extra=LANE)] | None = None
-    tokens: Annotated[int, Field(ge=1, json_schema_extra=LANE)] | None = None
-    active_flops: Annotated[float, Field(gt=0, json_schema_extra=LANE)] | None = None
+    steps: Annotated[Annotated[int, Field(ge=1, le=10**9), WHOLE] | None, LANE] = None
+    """Optimiser steps; 5000 where no budget is given."""
+    tokens: Annotated[Annotated[int, Field(ge=1, le=10**15), WHOLE] | None, LANE] = None
+    """Training tokens."""
+    active_flops: Annotated[Annotated[float, Field(gt=0, le=1e30)] | None, LANE] = None
     """Training FLOPs of the active parameters (forward and backward)."""
-    milestones: Annotated[int, Field(ge=1, le=10_000, json_schema_extra=LANE)] = 10
+    milestones: Annotated[int, Field(ge=1, le=10_000), WHOLE, LANE] = 10
     """Number of evaluations, the last one at the end."""
 
     @model_validator(mode="before")
     @classmethod
     def _default_is_the_article_run(cls, values: object) -> object:
-        if isinstance(values, dict) and not any(
-            values.get(name) is not None for name in ("steps", "tokens", "active_flops")
-        ):
+        if isinstance(values, dict) and all(values.get(unit) is None for unit in BUDGET_UNITS):
             return {**values, "steps": 5000}
         return values
 
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        given = [name for name in ("steps", "tokens", "active_flops") if getattr(self, name) is not None]
+    @property
+    def unit(self) -> str:
+        """The unit that the budget is given in, one of BUDGET_UNITS."""
+        return next(unit for unit in BUDGET_UNITS if getattr(self, unit) is not None)
+
+    def broken_rules(self) -> Iterator[tuple[str, str]]:
+        given = [unit for unit in BUDGET_UNITS if getattr(self, unit) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of steps, tokens, active_flops (given: {', '.join(given)})")
+            yield "", f"give exactly one of {', '.join(BUDGET_UNITS)} (given: {', '.join(given)})"
         if self.steps is not None and self.steps < self.milestones:
-            raise ValueError(f"milestones ({self.milestones}) must be at most steps ({self.steps})")
-        return self
+            yield "", f"milestones ({self.milestones}) must be at most steps ({self.steps})"
 
 
 class TrialConfig(Section):
@@ -140,7 +183,7 @@ class TrialConfig(Section):
     optim: OptimConfig = OptimConfig()
     data: DataConfig = DataConfig()
     budget: BudgetConfig = BudgetConfig()
-    seed: Annotated[int, Field(ge=0, lt=2**63, json_schema_extra=LANE)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63), WHOLE, LANE] = 0
     """Decides initialisation, dropout, router noise and, unless ``data.order_seed`` is set, the order of batches."""
 
     @property
@@ -155,7 +198,20 @@ class TrialConfig(Section):
 
     @property
     def tokens_per_step(self) -> int:
+        """Tokens that one optimiser step trains on."""
         return self.data.batch_size * self.model.context
+
+    def broken_rules(self) -> Iterator[tuple[str, str]]:
+        budget, per_step = self.budget, self.tokens_per_step
+        if budget.tokens is not None and budget.tokens < budget.milestones * per_step:
+            yield (
+                "budget",
+                f"tokens ({budget.tokens}) must be at least milestones ({budget.milestones}) "
+                f"* batch_size * context ({per_step})",
+            )
+        tokens = budget.tokens if budget.steps is None else budget.steps * per_step
+        if tokens is not None and 0 < tokens <= self.optim.warmup_tokens:
+            yield "optim", f"warmup_tokens ({self.optim.warmup_tokens}) must be less than the budget's {tokens} tokens"
 
     def fingerprint(self) -> str:
         """Sixteen hex digits that name the configuration, whatever its seeds are."""

@@ -1,0 +1,82 @@
+"""The space of a search: its points, and which of them are feasible."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+
+from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob, exact
+from moesearch.config.resolve import is_feasible
+from moesearch.config.study import StudyConfig
+
+
+def size(search: Mapping[str, Knob]) -> int | None:
+    """Number of points, feasible or not; None where a knob is continuous."""
+    counts = [num_values(knob) for knob in search.values()]
+    return None if None in counts else math.prod(count for count in counts if count is not None)
+
+
+def points(search: Mapping[str, Knob]) -> Iterator[dict[str, object]]:
+    """Every point, the last knob moving fastest. Ask for ``size`` first: a point is cheap, their number may not be.
+
+    Raises:
+        ValueError: a knob is continuous, so the points cannot be listed.
+    """
+    axes = [values(knob) for knob in search.values()]
+    return (dict(zip(search, point, strict=True)) for point in product(*axes))
+
+
+def feasible_points(study: StudyConfig, limit: int = 100_000) -> list[dict[str, object]] | None:
+    """The points that make a trial; None where a knob is continuous or there are more than ``limit`` points."""
+    num_points = size(study.search)
+    if num_points is None or num_points > limit:
+        return None
+    return [point for point in points(study.search) if is_feasible(study.base, point)]
+
+
+def num_values(knob: Knob) -> int | None:
+    """Number of values; None where the knob is continuous."""
+    match knob:
+        case CategoricalKnob():
+            return len(knob.choices)
+        case IntKnob():
+            return (knob.high - knob.low) // knob.step + 1
+        case FloatKnob(step=step):
+            if step is None:
+                return 1 if knob.low == knob.high else None
+            return int((exact(knob.high) - exact(knob.low)) // exact(step)) + 1
+
+
+def values(knob: Knob) -> Sequence[object]:
+    """The values in order.
+
+    Raises:
+        ValueError: the knob is continuous.
+    """
+    match knob:
+        case CategoricalKnob():
+            return knob.choices
+        case IntKnob():
+            return range(knob.low, knob.high + 1, knob.step)
+        case FloatKnob(step=step):
+            count = num_values(knob)
+            if count is None:
+                raise ValueError("a continuous knob has no list of values")
+            return [float(exact(knob.low) + index * exact(step or 1)) for index in range(count)]
+
+
+def contains(knob: Knob, value: object) -> bool:
+    """Whether the knob can take the value."""
+    match knob:
+        case CategoricalKnob():
+            return any(value == choice and type(value) is type(choice) for choice in knob.choices)
+        case IntKnob():
+            if isinstance(value, bool) or not isinstance(value, int):
+                return False
+            return knob.low <= value <= knob.high and (value - knob.low) % knob.step == 0
+        case FloatKnob():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                return False
+            is_on_grid = knob.step is None or (exact(value) - exact(knob.low)) % exact(knob.step) == 0
+            return is_on_grid and knob.low <= value <= knob.high
