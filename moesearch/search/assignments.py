@@ -1,0 +1,159 @@
+"""What a claimed trial becomes before it trains, and what it is told when it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import assert_never
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from moesearch.config.resolve import derive_seed, resolve
+from moesearch.config.study import StudyConfig
+from moesearch.config.trial import TrialConfig
+from moesearch.errors import InfeasibleError, InputError, LostTrialError
+from moesearch.results.records import (
+    CONFIG,
+    FINGERPRINT,
+    MILESTONE_PREFIX,
+    OUTCOME,
+    REASON,
+    REPLICATE,
+    SEED,
+    Outcome,
+)
+from moesearch.search.claims import Claims, fenced
+from moesearch.search.suggest import suggest
+from moesearch.training.points import EvalPoint
+
+MAX_INFEASIBLE = 20
+"""Proposals in a row that may break a rule, each one after many draws, before the space is taken to be empty."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A trial that this worker has, and all it takes to train it, or to go on where another worker stopped."""
+
+    trial: optuna.Trial
+    config: TrialConfig
+    fingerprint: str
+    replicate: int
+    last_point: EvalPoint | None
+    """The last milestone that was reported by an earlier worker."""
+
+    @property
+    def checkpoint_key(self) -> str:
+        return f"{self.fingerprint}-{self.replicate}"
+
+    @property
+    def last_milestone(self) -> int:
+        return 0 if self.last_point is None else self.last_point.milestone
+
+
+def next_assignment(claims: Claims, config: StudyConfig) -> Assignment | None:
+    """Claim a trial and settle its configuration; None if there is nothing to claim now.
+
+    Both happen under the store's lock, so that no two workers of a host are given one point, or one seed of it.
+
+    Raises:
+        InputError: the sampler finds no configuration that breaks no rule.
+    """
+    reasons: tuple[str, ...] = ()
+    for _ in range(MAX_INFEASIBLE):
+        with claims.lock:
+            trial = claims.claim()
+            if trial is None:
+                return None
+            try:
+                return _assign(claims, trial, config)
+            except InfeasibleError as error:
+                reasons = error.reasons
+                finish(claims.study, trial, "infeasible", reason=str(error))
+    raise InputError(
+        f"study {config.name}: {MAX_INFEASIBLE} proposals in a row broke a rule; the last one: {'; '.join(reasons)}. "
+        "Narrow `search` to values that go together"
+    )
+
+
+def _assign(claims: Claims, trial: optuna.Trial, config: StudyConfig) -> Assignment:
+    frozen = claims.storage.get_trial(trial._trial_id)
+    if CONFIG in frozen.system_attrs:  # planned for confirmation, or begun by an earlier worker
+        return Assignment(
+            trial,
+            TrialConfig.model_validate(frozen.system_attrs[CONFIG]),
+            frozen.user_attrs[FINGERPRINT],
+            frozen.user_attrs[REPLICATE],
+            last_point(frozen),
+        )
+    with fenced(trial):
+        params = suggest(trial, config.search)
+        fingerprint = resolve(config.base, params).fingerprint()
+        replicate = _next_replicate(claims.study, fingerprint, trial.number)
+        seed = derive_seed(config.sampler.seed, fingerprint, replicate)
+        resolved = resolve(config.base, params, seed=seed)
+        trial.set_user_attr(FINGERPRINT, fingerprint)
+        trial.set_user_attr(REPLICATE, replicate)
+        trial.set_user_attr(SEED, seed)
+        # Last, since its presence says that the rest is there.
+        claims.storage.set_trial_system_attr(trial._trial_id, CONFIG, resolved.model_dump(mode="json"))
+    return Assignment(trial, resolved, fingerprint, replicate, None)
+
+
+def _next_replicate(study: optuna.Study, fingerprint: str, number: int) -> int:
+    """One more than any trial of this configuration has had, so that seeds and checkpoints are never shared."""
+    return 1 + max(
+        (
+            trial.user_attrs[REPLICATE]
+            for trial in study.get_trials(deepcopy=False)
+            if trial.number != number and trial.user_attrs.get(FINGERPRINT) == fingerprint
+            if REPLICATE in trial.user_attrs
+        ),
+        default=-1,
+    )
+
+
+def last_point(trial: FrozenTrial) -> EvalPoint | None:
+    """The last milestone that the trial reported, from its record."""
+    if trial.last_step is None:
+        return None
+    record = trial.system_attrs[f"{MILESTONE_PREFIX}{trial.last_step:04d}"]
+    return EvalPoint(**{**record, "val_block_losses": tuple(record["val_block_losses"])})
+
+
+def finish(
+    study: optuna.Study, trial: optuna.Trial, outcome: Outcome, *, value: float | None = None, reason: str | None = None
+) -> TrialState:
+    """Tell Optuna the truth about a trial that ended, and under which name; returns its state.
+
+    Raises:
+        LostTrialError: another worker has it now.
+    """
+    with fenced(trial):
+        trial.set_user_attr(OUTCOME, outcome)
+        if reason is not None:
+            trial.set_user_attr(REASON, reason[:500])
+        match outcome:
+            case "complete":
+                state = TrialState.COMPLETE
+            case "pruned":
+                state = TrialState.PRUNED
+            case "infeasible" | "diverged" | "out_of_memory":
+                # A violated constraint keeps samplers away from the region; a FAIL would be invisible to them.
+                state = TrialState.PRUNED
+                _violate_a_constraint(trial)
+            case "error" | "lost":
+                state = TrialState.FAIL
+            case _:
+                assert_never(outcome)
+        try:
+            study.tell(trial, value, state)
+        except ValueError as error:
+            raise LostTrialError(f"trial {trial.number} was ended by another worker: {error}") from None
+    return state
+
+
+def _violate_a_constraint(trial: optuna.Trial) -> None:
+    if "feasible" not in trial.constraints:
+        trial.set_constraint("feasible", 1.0)
+    # Samplers of Optuna 5 read the one above, optuna-dashboard 0.21 only the attribute of earlier versions.
+    trial.storage.set_trial_system_attr(trial._trial_id, "constraints", [1.0])

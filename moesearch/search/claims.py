@@ -1,0 +1,248 @@
+"""Who works on what: trials are claimed from the store, and given back, so that a budget is held exactly.
+
+docs/decisions/0003-budget-reservation.md says why the counting below is exact over workers, hosts and kills. In short:
+a trial counts unless it is void, no void trial ever counts again, and nobody works on a trial with as many non-void
+trials before it as the budget has.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import optuna
+import psutil
+from filelock import BaseFileLock
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.trial import FrozenTrial, TrialState
+
+from moesearch.errors import LostTrialError
+from moesearch.results.records import DEATHS, FINISHED_OUTCOMES, OUTCOME, REASON, WORKER
+
+MAX_DEATHS = 5
+"""Workers that may die on a trial, without a new milestone in between, before it is given up."""
+
+_COPIED_NOT = (WORKER, OUTCOME, REASON)
+
+
+def worker_name() -> str:
+    """Names this process for good: a pid alone may be given to another process."""
+    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def is_dead_here(worker: str) -> bool:
+    """Whether the worker was a process of this host and is no more. Of other hosts nothing is known: False."""
+    host, pid, started = worker.rsplit(":", 2)
+    if host != socket.gethostname():
+        return False
+    try:
+        process = psutil.Process(int(pid))
+        return f"{process.create_time():.2f}" != started or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def is_void(trial: FrozenTrial) -> bool:
+    """Whether the trial has ended in a way that does not count: failed, infeasible, diverged, out of memory."""
+    return trial.state.is_finished() and not is_finished(trial)
+
+
+def is_finished(trial: FrozenTrial) -> bool:
+    """Whether the trial counts as done: complete, or pruned by the pruner."""
+    if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+        return False
+    return trial.user_attrs.get(OUTCOME, "complete") in FINISHED_OUTCOMES
+
+
+@contextmanager
+def fenced(trial: optuna.Trial) -> Iterator[None]:
+    """Turn Optuna's refusal to write to a trial that was taken over into LostTrialError."""
+    try:
+        yield
+    except UpdateFinishedTrialError:
+        raise LostTrialError(f"trial {trial.number} was given to another worker while this one was silent") from None
+
+
+@dataclass
+class Claims:
+    """A worker's view of the queue of one study.
+
+    ``num_trials`` is the budget, in finished trials; None works off what is queued and creates nothing.
+    ``lock`` is the store's (see ``store_lock``). Under it, claims and recoveries of one host come one after another.
+    """
+
+    study: optuna.Study
+    storage: RDBStorage
+    lock: BaseFileLock
+    worker: str
+    num_trials: int | None
+
+    def __post_init__(self) -> None:
+        self._has_seen: set[int] = set()
+
+    def claim(self) -> optuna.Trial | None:
+        """Take the first trial that waits, or make one if the budget has room. To be called under the lock."""
+        trials = self.study.get_trials(deepcopy=False)
+        waiting = next((trial for trial in trials if trial.state is TrialState.WAITING), None)
+        if not self._has_room(trials, len(trials) if waiting is None else waiting.number):
+            return None
+        if waiting is not None:
+            # It may have run before. The sign of life from then is old, so it would be taken for stale at once.
+            self.storage.record_heartbeat(waiting._trial_id)
+        elif self.num_trials is None:
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna warns that heartbeats are on and `optimize` is not: ours are
+            trial = self.study.ask()
+        self.storage.record_heartbeat(trial._trial_id)
+        with fenced(trial):
+            trial.set_user_attr(WORKER, self.worker)
+        # Another host may have asked at the same moment; the trial's number says who came first.
+        if not self._has_room(self.study.get_trials(deepcopy=False), trial.number):
+            self.give_back(trial)
+            return None
+        return trial
+
+    def _has_room(self, trials: Sequence[FrozenTrial], number: int) -> bool:
+        if self.num_trials is None:
+            return True
+        return sum(trial.number < number and not is_void(trial) for trial in trials) < self.num_trials
+
+    def is_over(self) -> bool:
+        """Whether nothing is left to do for anyone: the budget is spent, or the queue worked off."""
+        trials = self.study.get_trials(deepcopy=False)
+        if self.num_trials is None:
+            return all(trial.state.is_finished() for trial in trials)
+        return sum(map(is_finished, trials)) >= self.num_trials
+
+    def give_back(self, trial: optuna.Trial) -> None:
+        """Let another worker, or a later run, continue the trial: same number, parameters and curve."""
+        # Under the lock, since between its two steps the trial looks like an orphan to `recover`.
+        with self.lock, fenced(trial):
+            self._return(trial._trial_id)
+
+    def is_mine(self, trial: optuna.Trial) -> bool:
+        """Whether this worker still has the trial: it loses it by being silent for longer than the grace period."""
+        frozen = self.storage.get_trial(trial._trial_id)
+        return frozen.state is TrialState.RUNNING and frozen.user_attrs.get(WORKER) == self.worker
+
+    def recover(self) -> None:
+        """Put trials back into the queue whose workers died, so that others continue them.
+
+        Of workers on this host it is known whether they live. Others are given up after the grace period of the store.
+        """
+        fail_stale_trials_quietly(self.study)
+        with self.lock:
+            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                worker = trial.user_attrs.get(WORKER)
+                if worker:
+                    is_orphan = is_dead_here(worker)
+                elif self.storage.engine.dialect.name == "sqlite":
+                    # All workers are on this host, and one that is just claiming would hold the lock.
+                    is_orphan = True
+                else:
+                    is_orphan = False
+                    self._start_its_clock(trial)
+                if is_orphan:
+                    self._return_or_give_up(trial)
+
+    def _start_its_clock(self, trial: FrozenTrial) -> None:
+        """A worker of another host may have died before its first sign of life, without which nothing goes stale."""
+        if trial._trial_id not in self._has_seen:
+            self._has_seen.add(trial._trial_id)
+            self.storage.record_heartbeat(trial._trial_id)
+
+    def _return_or_give_up(self, trial: FrozenTrial) -> None:
+        deaths = deaths_with_this_one(trial)
+        try:
+            self.storage.set_trial_system_attr(trial._trial_id, DEATHS, deaths)
+            if deaths["count"] < MAX_DEATHS:
+                self._return(trial._trial_id)
+            else:
+                self.storage.set_trial_user_attr(trial._trial_id, OUTCOME, "lost")
+                self.storage.set_trial_user_attr(trial._trial_id, REASON, f"its worker died {MAX_DEATHS} times")
+                self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        except UpdateFinishedTrialError:
+            pass  # it went stale meanwhile, and a copy is in the queue
+
+    def _return(self, trial_id: int) -> None:
+        # In this order: a waiting trial with a dead worker's name could be taken for an orphan once it runs again.
+        self.storage.set_trial_user_attr(trial_id, WORKER, "")
+        self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
+
+
+def fail_stale_trials_quietly(study: optuna.Study) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        fail_stale_trials(study)
+
+
+def requeue_stale(study: optuna.Study, trial: FrozenTrial) -> None:
+    """Queue a copy of a trial that its silent worker has lost; for ``open_storage(on_stale=...)``.
+
+    The original stays failed, so Optuna refuses what the old worker still writes to it.
+    """
+    deaths = deaths_with_this_one(trial)
+    if deaths["count"] >= MAX_DEATHS:
+        return
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            params=trial.params,
+            distributions=trial.distributions,
+            user_attrs={name: value for name, value in trial.user_attrs.items() if name not in _COPIED_NOT},
+            system_attrs={**trial.system_attrs, DEATHS: deaths},
+            intermediate_values=trial.intermediate_values,
+        )
+    )
+
+
+def deaths_with_this_one(trial: FrozenTrial) -> dict[str, Any]:
+    """How often a worker died on this trial since its last milestone."""
+    before = trial.system_attrs.get(DEATHS, {"milestone": None, "count": 0})
+    is_stuck = before["milestone"] == trial.last_step
+    return {"milestone": trial.last_step, "count": before["count"] + 1 if is_stuck else 1}
+
+
+class Heartbeat:
+    """Signs of life for the trials that this process works on, from a thread of its own."""
+
+    def __init__(self, storage: RDBStorage) -> None:
+        self._storage = storage
+        self._trial_ids: frozenset[int] = frozenset()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def watch(self, trial: optuna.Trial) -> None:
+        self._trial_ids |= {trial._trial_id}
+
+    def forget(self, trial: optuna.Trial) -> None:
+        self._trial_ids -= {trial._trial_id}
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._storage.get_heartbeat_interval()):
+            for trial_id in self._trial_ids:
+                try:
+                    self._storage.record_heartbeat(trial_id)
+                except (optuna.exceptions.OptunaError, KeyError):
+                    # A store that is briefly away costs a beat, not the trial; the next write of the loop will say so.
+                    continue
+        self._storage.remove_session()

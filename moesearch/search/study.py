@@ -1,0 +1,126 @@
+"""The Optuna study of a study file: created once, joined by workers, and never continued under other settings."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.storages import RDBStorage
+from optuna.trial import TrialState
+from pydantic import ValidationError
+
+from moesearch.config.study import StudyConfig
+from moesearch.errors import InputError
+from moesearch.results.records import STUDY_CONFIG, WORKER, confirm_study_name
+from moesearch.search.claims import is_dead_here
+from moesearch.search.pruning import make_pruner
+from moesearch.search.storage import store_lock
+from moesearch.search.suggest import make_sampler
+
+MAY_CHANGE = ("num_trials", "run", "confirm")
+"""Parts of a study file that may change between runs: they decide how much is done, not what is compared."""
+
+
+def open_study(
+    config: StudyConfig, storage: RDBStorage, *, fresh: bool, checkpoints: Path | None = None
+) -> optuna.Study:
+    """Create the study of a study file, or check that the stored one asks the same; queue its ``enqueue`` trials.
+
+    ``fresh`` deletes the stored study first, with its confirmation and its folder of ``checkpoints``.
+
+    Raises:
+        InputError: the stored study has other settings, or is being worked on while ``fresh`` would delete it.
+    """
+    with store_lock(storage.url):
+        names = {study.study_name for study in storage.get_all_studies()}
+        if fresh and config.name in names:
+            _delete(config.name, storage, names, checkpoints)
+            names.discard(config.name)
+        if config.name in names:
+            _compare(config, storage)
+        study = optuna.create_study(storage=storage, study_name=config.name, direction="minimize", load_if_exists=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([config.objective])
+        for params in config.enqueue:
+            study.enqueue_trial(dict(params), skip_if_exists=True)
+        _store_config(config, storage)
+    return study
+
+
+def join_study(config: StudyConfig, storage: RDBStorage) -> optuna.Study:
+    """The stored study with the sampler and the pruner of its file, for a worker."""
+    return optuna.load_study(
+        study_name=config.name, storage=storage, sampler=make_sampler(config), pruner=make_pruner(config.pruner)
+    )
+
+
+def _store_config(config: StudyConfig, storage: RDBStorage) -> None:
+    study_id = storage.get_study_id_from_name(config.name)
+    storage.set_study_system_attr(study_id, STUDY_CONFIG, config.model_dump(mode="json"))
+
+
+def _compare(config: StudyConfig, storage: RDBStorage) -> None:
+    study_id = storage.get_study_id_from_name(config.name)
+    stored = storage.get_study_system_attrs(study_id).get(STUDY_CONFIG)
+    num_trials = len(storage.get_all_trials(study_id, deepcopy=False))
+    if stored is None:
+        if num_trials == 0:  # its creation was cut short
+            return
+        raise InputError(
+            f"the store holds a study {config.name} that moesearch did not write; "
+            "give this one another `name:`, or another store with --storage"
+        )
+    differences = list(_differences(_comparable(stored), _comparable(config.model_dump(mode="json"))))
+    if differences:
+        raise InputError(
+            f"study {config.name} is in the store with other settings:\n"
+            + "".join(f"  {line}\n" for line in differences)
+            + f"Its {num_trials} trials cannot be compared with new ones. Two ways on: give the file a new `name:`, "
+            "or delete them with --fresh"
+        )
+
+
+def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides a study's results, flat; a default that a later version added counts as written."""
+    with contextlib.suppress(ValidationError):  # another version's settings; the difference will show
+        values = StudyConfig.model_validate(values).model_dump(mode="json")
+    return dict(_leaves({name: value for name, value in values.items() if name not in MAY_CHANGE}, ""))
+
+
+def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:
+    for path in [*stored, *(path for path in given if path not in stored)]:
+        if path not in given:
+            yield f"{path}: {stored[path]!r} in the store, absent from the file"
+        elif path not in stored:
+            yield f"{path}: absent from the store, {given[path]!r} in the file"
+        elif stored[path] != given[path]:
+            yield f"{path}: {stored[path]!r} in the store, {given[path]!r} in the file"
+
+
+def _delete(name: str, storage: RDBStorage, names: set[str], checkpoints: Path | None) -> None:
+    running = storage.get_all_trials(storage.get_study_id_from_name(name), deepcopy=False, states=(TrialState.RUNNING,))
+    at_work = {worker for trial in running if (worker := trial.user_attrs.get(WORKER)) and not is_dead_here(worker)}
+    if at_work:
+        raise InputError(
+            f"study {name} is being worked on by {', '.join(sorted(at_work))} (host:process:start); "
+            "stop that first, then --fresh may delete it"
+        )
+    for doomed in (confirm_study_name(name), name):
+        if doomed in names:
+            optuna.delete_study(study_name=doomed, storage=storage)
+    if checkpoints is not None:
+        shutil.rmtree(checkpoints, ignore_errors=True)

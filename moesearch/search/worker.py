@@ -1,0 +1,283 @@
+"""The worker loop: fill the free lanes, advance, report, prune, tell.
+
+The trainer, the checkpoints and MLflow's view are arguments, so that a recorded table can stand in for training.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from threading import Event
+from typing import Protocol, TypeVar
+
+from moesearch.config.study import Objective, StudyConfig
+from moesearch.config.trial import TrialConfig
+from moesearch.errors import CheckpointError, LostTrialError
+from moesearch.results.records import EVAL_SECONDS, MILESTONE_PREFIX, TRAIN_SECONDS, Outcome
+from moesearch.search.assignments import Assignment, finish, next_assignment
+from moesearch.search.claims import Claims, Heartbeat, fenced
+from moesearch.search.progress import hopeless
+from moesearch.search.view import RunView
+from moesearch.training.points import EvalPoint
+
+POLL_SECONDS = 0.5
+CHECKPOINT_SHARE = 0.02
+"""Part of its time that a worker gives to writing checkpoints; those at the end of a trial come on top."""
+
+_logger = logging.getLogger(__name__)
+
+
+class HasPoints(Protocol):
+    """A checkpoint, as far as the loop looks into it."""
+
+    @property
+    def points(self) -> tuple[EvalPoint, ...]:
+        """All evaluations so far; the last one with its losses per block."""
+
+
+Checkpoint = TypeVar("Checkpoint", bound=HasPoints)
+
+
+class Trainer(Protocol[Checkpoint]):
+    """What the loop needs of training: LaneTrainer, or a stand-in with recorded curves."""
+
+    @property
+    def free_lanes(self) -> tuple[int, ...]: ...
+    def load(self, lane: int, config: TrialConfig, checkpoint: Checkpoint | None = None) -> None: ...
+    def free(self, lane: int) -> None: ...
+    def advance(self, should_stop: Callable[[], bool]) -> list[tuple[int, EvalPoint]]: ...
+    def checkpoint(self, lane: int) -> Checkpoint: ...
+
+
+class Checkpoints(Protocol[Checkpoint]):
+    """Where unfinished trials wait; ``key`` names a configuration and a seed of it."""
+
+    def save(self, key: str, checkpoint: Checkpoint) -> None: ...
+    def load(self, key: str) -> Checkpoint | None: ...
+    def delete(self, key: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker works off: the trials of a search, or those of its confirmation."""
+
+    config: StudyConfig
+    claims: Claims
+    view: RunView
+    facts: Callable[[TrialConfig], Mapping[str, int | float]]
+    """User attributes of a trial that follow from its configuration: parameters, FLOPs."""
+    keeps_checkpoints: bool = False
+    """Whether the trained models outlive their trials, for the test split."""
+
+
+@dataclass
+class _Run:
+    """A loaded lane."""
+
+    assignment: Assignment
+    checkpoint_seconds: float = 0.0
+    """What writing the last checkpoint took."""
+    checkpoint_time: float = field(default_factory=time.monotonic)
+
+
+def run_worker(job: Job, trainer: Trainer[Checkpoint], checkpoints: Checkpoints[Checkpoint], stop: Event) -> None:
+    """Work until nothing is left to do for anyone, or ``stop`` is set; then every trial lies in the queue again."""
+    worker = _Worker(job, trainer, checkpoints, stop)
+    with worker.heartbeat:
+        while not stop.is_set():
+            worker.fill_free_lanes()
+            if not worker.runs:
+                if worker.is_over():
+                    break
+                # Other workers have the last trials. One of them may fail, or die, and make room.
+                stop.wait(POLL_SECONDS)
+                continue
+            for lane, point in worker.advance():
+                worker.report(lane, point)
+        worker.pause()
+
+
+class _Worker:
+    def __init__(
+        self, job: Job, trainer: Trainer[Checkpoint], checkpoints: Checkpoints[Checkpoint], stop: Event
+    ) -> None:
+        self.job = job
+        self.claims = job.claims
+        self.study = job.claims.study
+        self.trainer = trainer
+        self.checkpoints = checkpoints
+        self.stop = stop
+        self.heartbeat = Heartbeat(job.claims.storage)
+        self.runs: dict[int, _Run] = {}
+
+    def fill_free_lanes(self) -> None:
+        for lane in self.trainer.free_lanes:
+            while lane not in self.runs and not self.stop.is_set():
+                self.claims.recover()
+                if hopeless(self.study.get_trials(deepcopy=False)):
+                    return
+                assignment = next_assignment(self.claims, self.job.config)
+                if assignment is None:
+                    return
+                self._begin(lane, assignment)
+
+    def is_over(self) -> bool:
+        return self.claims.is_over() or hopeless(self.study.get_trials(deepcopy=False)) is not None
+
+    def _begin(self, lane: int, assignment: Assignment) -> None:
+        trial = assignment.trial
+        self.heartbeat.watch(trial)
+        self.runs[lane] = _Run(assignment)
+        try:
+            facts = self.job.facts(assignment.config)
+            with fenced(trial):
+                for name, value in facts.items():
+                    trial.set_user_attr(name, value)
+            self.job.view.begin(assignment, facts)
+            # An earlier worker may have died between its last report and what follows from it ...
+            if assignment.last_point is not None and self._ends_at(lane, assignment.last_point):
+                return
+            # ... or between a checkpoint and the report that was to follow.
+            for point in self._load(lane):
+                if lane in self.runs:
+                    self._write_down(lane, point)
+        except LostTrialError as error:
+            self._drop(lane, error)
+
+    def _load(self, lane: int) -> tuple[EvalPoint, ...]:
+        """Load the trial into the lane, from its checkpoint if it has one; returns the milestones behind it."""
+        assignment = self.runs[lane].assignment
+        try:
+            try:
+                checkpoint = self.checkpoints.load(assignment.checkpoint_key)
+                self.trainer.load(lane, assignment.config, checkpoint)
+            except CheckpointError as error:
+                _logger.warning("trial %d starts from its first step: %s", assignment.trial.number, error)
+                checkpoint = None
+                self.trainer.load(lane, assignment.config)
+        except Exception as error:
+            self._fail(lane, error)
+            return ()
+        return () if checkpoint is None else checkpoint.points
+
+    def advance(self) -> list[tuple[int, EvalPoint]]:
+        try:
+            points = self.trainer.advance(self.stop.is_set)
+        except Exception as error:
+            for lane in tuple(self.runs):
+                self._fail(lane, error)
+            return []
+        assert points or self.stop.is_set(), "loaded lanes have a next milestone"
+        return points
+
+    def report(self, lane: int, point: EvalPoint) -> None:
+        """Take down a milestone, its checkpoint first: what was reported is never trained again."""
+        try:
+            if point.is_diverged:
+                self._end(lane, point, "diverged", reason=f"a loss or gradient was not finite by step {point.step}")
+            else:
+                self._save_if_due(lane, point)
+                self._write_down(lane, point)
+        except LostTrialError as error:
+            self._drop(lane, error)
+
+    def _write_down(self, lane: int, point: EvalPoint) -> None:
+        assignment = self.runs[lane].assignment
+        if point.milestone <= assignment.last_milestone:
+            return  # an earlier worker reported it, and had no time for a checkpoint
+        trial = assignment.trial
+        with fenced(trial):
+            record = asdict(point if point.is_last else replace(point, val_block_losses=()))
+            trial.storage.set_trial_system_attr(trial._trial_id, f"{MILESTONE_PREFIX}{point.milestone:04d}", record)
+            trial.report(point.val_loss, point.milestone)
+        self.job.view.log(assignment, point)
+        self._ends_at(lane, point)
+
+    def _ends_at(self, lane: int, point: EvalPoint) -> bool:
+        """End the trial if this milestone, which was reported, is its last."""
+        if point.is_last:
+            self._end(lane, point, "complete", value=objective_value(self.job.config.objective, point))
+        elif self.runs[lane].assignment.trial.should_prune():
+            self._end(lane, point, "pruned")
+        else:
+            return False
+        return True
+
+    def _save_if_due(self, lane: int, point: EvalPoint) -> None:
+        """Checkpoints cost a bounded part of the time, however short the milestones are."""
+        run = self.runs[lane]
+        silence = time.monotonic() - run.checkpoint_time
+        is_due = not point.is_last and run.checkpoint_seconds <= CHECKPOINT_SHARE * silence
+        if is_due or (point.is_last and self.job.keeps_checkpoints):
+            self._save(lane)
+
+    def _save(self, lane: int) -> None:
+        run = self.runs[lane]
+        if not self.claims.is_mine(run.assignment.trial):
+            raise LostTrialError(f"trial {run.assignment.trial.number} was given to another worker")
+        started = time.monotonic()
+        try:
+            self.checkpoints.save(run.assignment.checkpoint_key, self.trainer.checkpoint(lane))
+        except OSError as error:
+            _logger.warning("trial %d goes on without a checkpoint: %s", run.assignment.trial.number, error)
+        run.checkpoint_time = time.monotonic()
+        run.checkpoint_seconds = run.checkpoint_time - started
+
+    def _end(
+        self, lane: int, point: EvalPoint, outcome: Outcome, *, value: float | None = None, reason: str | None = None
+    ) -> None:
+        assignment = self.runs[lane].assignment
+        with fenced(assignment.trial):
+            assignment.trial.set_user_attr(TRAIN_SECONDS, round(point.train_seconds, 3))
+            assignment.trial.set_user_attr(EVAL_SECONDS, round(point.eval_seconds, 3))
+        self._tell(lane, outcome, value, reason)
+
+    def _fail(self, lane: int, error: Exception) -> None:
+        """End a trial whose training raised: the study goes on, and the error's name is in its record."""
+        outcome: Outcome = "out_of_memory" if is_out_of_memory(error) else "error"
+        _logger.error("trial %d: %s", self.runs[lane].assignment.trial.number, outcome, exc_info=error)
+        try:
+            self._tell(lane, outcome, None, f"{type(error).__name__}: {error}")
+        except LostTrialError as lost:
+            self._drop(lane, lost)
+
+    def _tell(self, lane: int, outcome: Outcome, value: float | None, reason: str | None) -> None:
+        assignment = self.runs[lane].assignment
+        state = finish(self.study, assignment.trial, outcome, value=value, reason=reason)
+        self.job.view.end(assignment, state, outcome)
+        if not (self.job.keeps_checkpoints and outcome == "complete"):
+            self.checkpoints.delete(assignment.checkpoint_key)
+        self._free(lane)
+
+    def _drop(self, lane: int, error: LostTrialError) -> None:
+        _logger.warning("%s; its results here are dropped", error)
+        self._free(lane)
+
+    def _free(self, lane: int) -> None:
+        run = self.runs.pop(lane)
+        self.heartbeat.forget(run.assignment.trial)
+        if lane not in self.trainer.free_lanes:
+            self.trainer.free(lane)
+
+    def pause(self) -> None:
+        """Give every trial back, to be continued from where it stands."""
+        for lane, run in tuple(self.runs.items()):
+            try:
+                self._save(lane)
+                self.claims.give_back(run.assignment.trial)
+                self.job.view.pause(run.assignment)
+                self._free(lane)
+            except LostTrialError as error:
+                self._drop(lane, error)
+
+
+def objective_value(objective: Objective, point: EvalPoint) -> float:
+    """What the study minimises, of a trial's last milestone."""
+    return point.val_loss if objective == "val_loss" else point.val_bpb
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, the host's or the device's; torch's error is told by name, so as not to import torch."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
