@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from moesearch.model.transformer import MoETransformer
+from moesearch.training.evaluation import batch_windows, evaluate_split, never, summarize
+from tests.training.tiny import RANDOM, TOKENS, stop_after, trainer_of, trial
+
+
+def model(**seeds: int) -> MoETransformer:
+    return MoETransformer([trial(RANDOM, **seeds)], TOKENS.vocab_size)
+
+
+@torch.no_grad()
+def test_every_token_but_the_first_is_predicted_from_its_window_alone() -> None:
+    net, context = model(), 8
+    inputs, targets = TOKENS.val[:-1], TOKENS.val[1:]
+    expected = []
+    for start in range(0, len(inputs), context):
+        logits_TV = net(inputs[None, None, start : start + context]).logits_RBTV[0, 0]
+        log_probabilities_TV = torch.log_softmax(logits_TV.double(), -1)
+        expected.append(-log_probabilities_TV.gather(1, targets[start : start + context, None]))
+    result = evaluate_split(net, TOKENS.val, TOKENS.val_bytes)
+    assert result is not None
+    assert len(torch.cat(expected)) == len(TOKENS.val) - 1
+    assert result.loss == pytest.approx(float(torch.cat(expected).mean()), abs=1e-6)
+
+
+def test_two_evaluations_of_one_model_are_bit_equal() -> None:
+    net = model()
+    assert evaluate_split(net, TOKENS.val, 1) == evaluate_split(net, TOKENS.val, 1)
+
+
+def test_an_evaluation_does_not_depend_on_the_lanes_beside() -> None:
+    config = trial(RANDOM, seed=5)
+    alone = trainer_of(config).evaluate(0, "val")
+    beside = trainer_of(trial({"moe.num_experts": 7}), config, trial({"moe.top_k": 1})).evaluate(1, "val")
+    assert alone == beside
+
+
+def test_each_split_is_read_on_its_own() -> None:
+    trainer = trainer_of(trial())
+    assert trainer.evaluate(0, "val").loss != trainer.evaluate(0, "test").loss
+
+
+def test_an_evaluation_leaves_no_trace_in_the_model() -> None:
+    net = model()
+    evaluate_split(net, TOKENS.val, 1)
+    assert all(parameter.grad is None for parameter in net.parameters())
+
+
+def test_blocks_are_consecutive_and_weigh_up_to_the_whole() -> None:
+    losses_N = torch.rand(1000)
+    result = summarize(losses_N, 1)
+    assert len(result.block_losses) == 64
+    assert result.block_losses[0] == pytest.approx(float(losses_N[:15].mean()))
+    assert result.block_losses[-1] == pytest.approx(float(losses_N[984:].mean()))
+    assert result.loss == pytest.approx(float(losses_N.double().mean()))
+
+
+def test_a_split_of_fewer_tokens_than_blocks_has_a_block_per_token() -> None:
+    assert summarize(torch.tensor([1.0, 2.0]), 1).block_losses == (1.0, 2.0)
+
+
+def test_bits_per_byte_are_the_bits_of_all_tokens_over_the_bytes_they_stand_for() -> None:
+    # Three tokens of one bit each, which stand for six bytes.
+    assert summarize(torch.full((3,), math.log(2)), 6).bits_per_byte == pytest.approx(0.5)
+
+
+def test_sums_are_taken_in_float64() -> None:
+    # In float32, each 1e-8 would be lost beside the first loss.
+    losses_N = torch.tensor([1.0] + [1e-8] * 63 * 1000)
+    assert summarize(losses_N, 1).loss * len(losses_N) == pytest.approx(1 + 63e-5, abs=1e-9)
+
+
+def test_an_evaluation_that_is_told_to_stop_gives_nothing() -> None:
+    assert evaluate_split(model(), TOKENS.val, 1, stop_after(0)) is None
+    assert not never()
+
+
+def test_the_memory_of_the_logits_is_bounded_for_large_vocabularies() -> None:
+    cpu = torch.device("cpu")
+    assert batch_windows(32, 10**6, cpu) * 32 * 10**6 * 4 <= 256 * 2**20
+    assert batch_windows(1_000_000, 10**6, cpu) == 1
