@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -32,7 +32,7 @@ from ruamel.yaml.reader import ReaderError
 
 from moesearch.errors import Problem
 
-Path = tuple[str | int, ...]
+FieldPath = tuple[str | int, ...]
 """Keys and list indices from the root of a document to a value."""
 
 MAX_DEPTH = 20
@@ -69,8 +69,43 @@ class Document:
     """Values of one YAML text, the place of each, and what was wrong with the text itself."""
 
     value: Any
-    places: dict[Path, Place] = field(default_factory=dict)
+    places: dict[FieldPath, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    replaced: list[FieldPath] = field(default_factory=list)
+    """Paths whose values come from elsewhere, the latest last."""
+
+    def replace(self, path: FieldPath, other: Document) -> None:
+        """Put another document's value at a path; mappings on the way that are missing are made.
+
+        Raises:
+            ValueError: something on the way is no mapping.
+        """
+        place = other.places[()]
+        section = self.value
+        for depth, part in enumerate(path[:-1], start=1):
+            if section.get(part) is None:
+                section[part] = {}
+                self.places[path[:depth]] = replace(place, written=None)
+            section = section[part]
+            if not isinstance(section, dict):
+                raise ValueError(f"{dotted(path[:depth])} has no fields to set; set it as a whole")
+        section[path[-1]] = other.value
+        self.places = {known: place for known, place in self.places.items() if known[: len(path)] != path}
+        self.places.update({(*path, *inner): place for inner, place in other.places.items()})
+        self.replaced.append(path)
+
+    def place(self, path: FieldPath) -> Place:
+        """Where to look for a mistake at a path: a replacement below it first, else the nearest value around it."""
+        for changed in reversed(self.replaced):
+            if changed[: len(path)] == path:
+                return self.places[changed]
+        while path not in self.places:
+            path = path[:-1]
+        return self.places[path]
+
+    def written(self, path: FieldPath) -> str | None:
+        """The text of the scalar at a path."""
+        return self.places[path].written if path in self.places else None
 
 
 def read_document(text: str, source: str, has_lines: bool = True) -> Document:
@@ -149,8 +184,8 @@ class _Reader:
                         raise _UnreadableError(_line(event), "a second document starts here; write one per file")
                 case _:
                     root = self._node(event, events, depth=0)
-        if root is not None:
-            self.document.value = self._expand(root, (), depth=0)
+        # An empty text is a null, with a place like any other.
+        self.document.value = self._expand(root or _Node(1, _Scalar(None, "")), (), depth=0)
 
     def _events(self) -> Iterator[Any]:
         """Events of ruamel.yaml's pure Python parser, its errors as ours."""
@@ -223,7 +258,7 @@ class _Reader:
             raise _UnreadableError(_line(event), f"*{name} stands inside its own anchor &{name}")
         return _Node(_line(event), node.content)
 
-    def _expand(self, node: _Node, path: Path, depth: int) -> Any:
+    def _expand(self, node: _Node, path: FieldPath, depth: int) -> Any:
         self._num_values += 1
         if self._num_values > MAX_VALUES:
             raise _UnreadableError(node.line, f"more than {MAX_VALUES} values, counting what aliases stand for")
@@ -241,6 +276,12 @@ class _Reader:
 
     def _report(self, line: int, sentence: str) -> None:
         self.document.problems.append(Problem(self._source, line if self._has_lines else None, sentence))
+
+
+def dotted(path: FieldPath) -> str:
+    """``base.moe.top_k``, ``enqueue[0].moe.top_k``."""
+    parts = (f"[{part}]" if isinstance(part, int) else f".{shown_key(part)}" for part in path)
+    return "".join(parts).removeprefix(".")
 
 
 def shown_key(key: str) -> str:

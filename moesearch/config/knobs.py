@@ -10,7 +10,9 @@ from pydantic import Field
 
 from moesearch.config.trial import WHOLE, Section
 
-Choice = bool | int | float | str | None
+Choice = Annotated[
+    bool | int | float | str | None, Field(json_schema_extra={"expected": "a number, text, true, false or null"})
+]
 
 
 class CategoricalKnob(Section):
@@ -55,7 +57,13 @@ class FloatKnob(Section):
         yield from _broken_range(self.low, self.high, self.step, self.log)
 
 
-Knob = Annotated[CategoricalKnob | IntKnob | FloatKnob, Field(discriminator="type")]
+Knob = Annotated[
+    CategoricalKnob | IntKnob | FloatKnob,
+    Field(
+        discriminator="type",
+        json_schema_extra={"expected": "a knob, such as { type: categorical, choices: [1, 2] }"},
+    ),
+]
 
 
 def exact(number: float) -> Fraction:

@@ -11,30 +11,24 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from moesearch.config.document import Path, shown_key
+from moesearch.config.document import FieldPath, dotted
 from moesearch.config.trial import BROKEN_RULE
 
 JsonSchema = Mapping[str, Any]
 
-Written = Callable[[Path, object], str]
-"""How the value at a path was written."""
+Written = Callable[[FieldPath], str | None]
+"""The text of the value at a path, where it is known."""
 
 
 @dataclass(frozen=True)
 class Finding:
     """A sentence about the value at ``path``."""
 
-    path: Path
+    path: FieldPath
     sentence: str
 
     def __str__(self) -> str:
         return f"{dotted(self.path)}{self.sentence}"
-
-
-def dotted(path: Path) -> str:
-    """``base.moe.top_k``, ``enqueue[0].moe.top_k``."""
-    parts = (f"[{part}]" if isinstance(part, int) else f".{shown_key(part)}" for part in path)
-    return "".join(parts).removeprefix(".")
 
 
 def shown(value: object) -> str:
@@ -51,23 +45,27 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
+def shown_as(value: object, written: str | None) -> str:
+    """The text that a value was read from where it is known, for 1e400 reads better than inf."""
+    return shown(value) if not written or not written.isprintable() or len(written) > 60 else written
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``; did you mean top_k?``, or nothing where no known word is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def as_given(path: Path, value: object) -> str:
-    """How a value is shown where no text is known that it was read from."""
+def unwritten(path: FieldPath) -> None:
+    """No text is known: values are shown as they are."""
     del path
-    return shown(value)
 
 
 def findings(
-    model: type[BaseModel], value: object, error: ValidationError, written: Written = as_given
+    model: type[BaseModel], value: object, error: ValidationError, written: Written = unwritten
 ) -> list[Finding]:
     """All that is wrong with ``value`` as a ``model``, one finding to a place."""
-    found: dict[Path, Finding] = {}
+    found: dict[FieldPath, Finding] = {}
     for line in error.errors(include_url=False):
         for finding in _findings_of(model, value, line, written):
             found.setdefault(finding.path, finding)
@@ -145,17 +143,17 @@ def _findings_of(model: type[BaseModel], value: object, line: Any, written: Writ
             tags, tag = _tags(_schema_at(model, value, path)), line["ctx"]["tag"]
             sentence = f" must be one of {', '.join(tags)} (given {shown(tag)}){did_you_mean(tag, tags)}"
             yield Finding((*path, "type"), sentence)
-        case "model_type" | "model_attributes_type" | "dict_type" if given is None:
+        case "model_type" if given is None:
             yield Finding(path, " is empty; give it fields, or leave it out")
         case _:
             schema = _schema_at(model, value, path)
-            yield Finding(path, must_be(schema, given, written(path, given)))
+            yield Finding(path, must_be(schema, given, written(path)))
 
 
-def must_be(schema: JsonSchema, given: object, written: str) -> str:
-    """``must be a whole number from 1 to 512 (given two)``, and the nearest name where one is due."""
+def must_be(schema: JsonSchema, given: object, written: str | None = None) -> str:
+    """`` must be a whole number from 1 to 512 (given two)``, and the nearest name where one is due."""
     hint = did_you_mean(given, _names(schema)) if isinstance(given, str) else ""
-    return f" must be {expectation(schema)} (given {written}){hint}"
+    return f" must be {expectation(schema)} (given {shown_as(given, written)}){hint}"
 
 
 def _names(schema: JsonSchema) -> list[str]:
@@ -184,7 +182,7 @@ def _paths_below(root: JsonSchema, section: JsonSchema) -> Iterator[str]:
             yield f"{name}.{path}"
 
 
-def _locate(value: Any, loc: tuple[str | int, ...]) -> tuple[Path, Any]:
+def _locate(value: Any, loc: tuple[str | int, ...]) -> tuple[FieldPath, Any]:
     """The part of pydantic's location that exists in the value: unions add parts of their own."""
     path: list[str | int] = []
     for part in loc:
@@ -204,7 +202,7 @@ def _root_schema(model: type[BaseModel]) -> JsonSchema:
     return TypeAdapter(model).json_schema()
 
 
-def _schema_at(model: type[BaseModel], value: Any, path: Path) -> JsonSchema:
+def _schema_at(model: type[BaseModel], value: Any, path: FieldPath) -> JsonSchema:
     root = _root_schema(model)
     schema = _resolved(root, root, value)
     for part in path:

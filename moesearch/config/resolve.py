@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from moesearch.config.messages import JsonSchema, did_you_mean, findings, must_be, shown
+from moesearch.config.messages import JsonSchema, did_you_mean, findings, must_be
 from moesearch.config.trial import LANE, Section, TrialConfig
 from moesearch.errors import InfeasibleError
 
@@ -23,7 +23,7 @@ def resolve(
     Raises:
         InfeasibleError: a value is out of its field's range, or a rule across fields does not hold.
     """
-    unknown = [unknown_path(path) for path in params if path not in _fields()]
+    unknown = [f"{path}{unknown_path(path)}" for path in params if path not in _fields()]
     if unknown:
         raise InfeasibleError(unknown)
     values = _replaced(base, params)
@@ -70,18 +70,17 @@ def field_value(path: str, value: object) -> Any:
     try:
         return _adapter(path).validate_python(value)
     except ValidationError:
-        raise InfeasibleError([f"{path}{must_be(field_schema(path), value, shown(value))}"]) from None
+        raise InfeasibleError([f"{path}{must_be(field_schema(path), value)}"]) from None
 
 
 def unknown_path(path: str) -> str:
-    """The sentence that says that a dotted path names no field, and which one it may mean."""
+    """What to say after a dotted path that names no field: `` names no field of a trial; did you mean moe.top_k?``."""
     below = [name for name in _fields() if name.startswith(f"{path}.")]
     if below:
-        return f"{path} is a whole section; name a field of it, such as {below[0]}"
-    last_parts = {name.rpartition(".")[2]: name for name in _fields()}
-    by_last_part = last_parts.get(path.rpartition(".")[2])
+        return f" is a whole section; name a field of it, such as {below[0]}"
+    by_last_part = {name.rpartition(".")[2]: name for name in _fields()}.get(path.rpartition(".")[2])
     hint = f"; did you mean {by_last_part}?" if by_last_part else did_you_mean(path, _fields())
-    return f"{path} names no field of a trial{hint}"
+    return f" names no field of a trial{hint}"
 
 
 def derive_seed(study_seed: int, fingerprint: str, replicate: int) -> int:

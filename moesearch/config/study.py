@@ -75,9 +75,17 @@ class StudyConfig(Section):
     sampler: SamplerConfig = SamplerConfig()
     pruner: PrunerConfig = PrunerConfig()
     base: TrialConfig = TrialConfig()
-    search: Annotated[dict[str, Knob], Field(min_length=1)]
+    search: Annotated[
+        dict[str, Knob],
+        Field(
+            min_length=1,
+            json_schema_extra={
+                "expected": "a mapping with a knob or more, such as moe.top_k: { type: categorical, choices: [1, 2] }"
+            },
+        ),
+    ]
     """Dotted path of a field of a trial -> knob."""
-    enqueue: Annotated[tuple[dict[str, Choice], ...], Field(strict=False)] = ()
+    enqueue: Annotated[tuple[dict[str, Choice], ...], Field(max_length=1000, strict=False)] = ()
     """Configurations to try first, in this order: dotted path -> value."""
     confirm: ConfirmConfig = ConfirmConfig()
     run: RunConfig = RunConfig()

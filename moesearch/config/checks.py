@@ -1,0 +1,209 @@
+"""What a study file must keep beyond the form of its sections: knobs against fields, first tries against knobs.
+
+The checks take the values as written, since they look at whatever part of a file is sound, so that a person reads of
+all mistakes at once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob
+from moesearch.config.messages import Finding, JsonSchema, Written, expectation, must_be, shown, shown_as
+from moesearch.config.resolve import field_names, field_schema, field_value, is_feasible, resolve, unknown_path
+from moesearch.config.space import contains, num_values, points, size, values
+from moesearch.config.study import StudyConfig
+from moesearch.config.trial import BUDGET_UNITS
+from moesearch.errors import InfeasibleError
+
+_MAX_CANDIDATES = 1000
+"""Points of a space that are tried before it is called infeasible."""
+
+_KNOB = TypeAdapter[Knob](Knob)
+
+_CORPUS_REASON = "trials on different texts cannot be compared; write one study for each"
+_NOT_SEARCHED = {
+    "seed": "the seed of each trial is derived from sampler.seed; confirm.seeds trains the best on fresh ones",
+    "data.order_seed": "the order of batches follows each trial's seed; confirm.seeds trains the best on fresh ones",
+    "data.corpus": _CORPUS_REASON,
+    "data.text": _CORPUS_REASON,
+    "budget.milestones": "trials are compared at equal milestones; set base.budget.milestones",
+}
+
+
+def searchable_fields() -> tuple[str, ...]:
+    """The dotted paths that a knob may have."""
+    return tuple(path for path in field_names() if path not in _NOT_SEARCHED)
+
+
+def check_form(raw: Mapping[str, Any], written: Written) -> Iterator[Finding]:
+    """Check ``search`` and ``enqueue`` of a study's values, as far as they are sound."""
+    search, enqueue = raw.get("search"), raw.get("enqueue")
+    knobs: dict[str, Knob | None] = {}
+    if isinstance(search, dict):
+        for path, value in search.items():
+            found = list(_check_knob(path, value, written))
+            yield from found
+            knobs[path] = None if found else _knob(value)
+        yield from _check_budget(search, raw.get("base"))
+    if isinstance(enqueue, list):
+        for index, point in enumerate(enqueue):
+            if isinstance(point, dict):
+                yield from _check_point(index, point, knobs, written)
+
+
+def check_feasibility(study: StudyConfig) -> Iterator[Finding]:
+    """Check that the search, and each first try, leaves a point that keeps the rules across fields."""
+    first_tries = [(("enqueue", index), point) for index, point in enumerate(study.enqueue)]
+    for place, fixed in [(("search",), {}), *first_tries]:
+        for num_tried, point in enumerate(_candidates(study, fixed), start=1):  # noqa: B007
+            if is_feasible(study.base, point):
+                break
+        else:
+            rule = _broken_rule(study, next(_candidates(study, fixed)))
+            yield Finding(place, f": {rule}" if num_tried == 1 else f": none of {num_tried} points is feasible: {rule}")
+
+
+def normalized(study: StudyConfig) -> StudyConfig:
+    """The study with choices and first tries as their fields hold them: 2.0 experts are 2."""
+    search = {
+        path: knob.model_copy(update={"choices": tuple(field_value(path, choice) for choice in knob.choices)})
+        if isinstance(knob, CategoricalKnob)
+        else knob
+        for path, knob in study.search.items()
+    }
+    enqueue = tuple({path: field_value(path, value) for path, value in point.items()} for point in study.enqueue)
+    return study.model_copy(update={"search": search, "enqueue": enqueue})
+
+
+def _knob(value: object) -> Knob | None:
+    try:
+        return _KNOB.validate_python(value)
+    except ValidationError:
+        return None
+
+
+def _check_knob(path: str, value: object, written: Written) -> Iterator[Finding]:
+    place = ("search", path)
+    if path not in field_names():
+        yield Finding(place, unknown_path(path))
+        return
+    if path in _NOT_SEARCHED:
+        yield Finding(place, f" is not searched: {_NOT_SEARCHED[path]}")
+        return
+    match _knob(value):
+        case CategoricalKnob(choices=choices):
+            yield from _check_choices(path, choices, written)
+        case IntKnob(low=low, high=high) | FloatKnob(low=low, high=high) as knob:
+            schema = field_schema(path)
+            needed = "integer" if isinstance(knob, IntKnob) else "number"
+            if not _accepts(schema, needed):
+                way_on = "int" if _accepts(schema, "integer") else "categorical"
+                yield Finding(
+                    (*place, "type"), f" is {knob.type}, but {path} is {expectation(schema)}; use type: {way_on}"
+                )
+                return
+            for end, bound in (("low", low), ("high", high)):
+                if not _fits(path, bound):
+                    yield Finding((*place, end), must_be(schema, bound, written((*place, end))))
+        case None:
+            pass  # the knob's own form is wrong, which pydantic reports
+
+
+def _check_choices(path: str, choices: tuple[object, ...], written: Written) -> Iterator[Finding]:
+    seen: list[object] = []
+    for index, choice in enumerate(choices):
+        place = ("search", path, "choices", index)
+        if not _fits(path, choice):
+            yield Finding(place, must_be(field_schema(path), choice, written(place)))
+        elif (value := field_value(path, choice)) in seen:
+            yield Finding(place, f" ({shown_as(choice, written(place))}) is given twice")
+        else:
+            seen.append(value)
+
+
+def _check_budget(search: Mapping[str, object], base: object) -> Iterator[Finding]:
+    """At most one unit of the budget is searched, and it is the base's."""
+    budget = base.get("budget") if isinstance(base, dict) else None
+    given = [unit for unit in BUDGET_UNITS if isinstance(budget, dict) and budget.get(unit) is not None] or ["steps"]
+    searched = [unit for unit in BUDGET_UNITS if f"budget.{unit}" in search]
+    if len(searched) > 1:
+        yield Finding(("search",), f": search one of {', '.join(f'budget.{unit}' for unit in searched)}, not several")
+    for unit in searched:
+        if unit not in given and len(searched) == 1:
+            yield Finding(
+                ("search", f"budget.{unit}"),
+                f": the base's budget is in {given[0]}; give base.budget.{unit}, or search budget.{given[0]}",
+            )
+
+
+def _check_point(
+    index: int, point: Mapping[str, object], knobs: Mapping[str, Knob | None], written: Written
+) -> Iterator[Finding]:
+    if not point:
+        yield Finding(("enqueue", index), " is empty; give it values, or leave it out")
+    for path, value in point.items():
+        place = ("enqueue", index, path)
+        if path not in field_names():
+            yield Finding(place, unknown_path(path))
+        elif path not in knobs:
+            yield Finding(place, f" is no knob of this search; set base.{path}, or add it to search")
+        elif (knob := knobs[path]) is not None and not (
+            _fits(path, value) and contains(knob, field_value(path, value))
+        ):
+            yield Finding(place, f" must be {_allowed(knob)} (given {shown_as(value, written(place))})")
+
+
+def _fits(path: str, value: object) -> bool:
+    try:
+        field_value(path, value)
+    except InfeasibleError:
+        return False
+    return True
+
+
+def _accepts(schema: JsonSchema, kind: str) -> bool:
+    """Whether a field takes every number of a kind: a real-valued field takes whole numbers too."""
+    options = schema.get("anyOf", [schema])
+    return any(option.get("type") in {kind, "number"} for option in options)
+
+
+def _allowed(knob: Knob) -> str:
+    match knob:
+        case CategoricalKnob():
+            return f"one of the knob's choices {', '.join(map(shown, knob.choices))}"
+        case IntKnob() | FloatKnob():
+            steps = f" in steps of {knob.step}" if knob.step not in (None, 1) else ""
+            return f"in the knob's range {knob.low} to {knob.high}{steps}"
+
+
+def _broken_rule(study: StudyConfig, point: Mapping[str, object]) -> str:
+    """The rules that an infeasible point breaks."""
+    try:
+        resolve(study.base, point)
+    except InfeasibleError as error:
+        return str(error)
+    raise AssertionError(point)
+
+
+def _candidates(study: StudyConfig, fixed: Mapping[str, object]) -> Iterator[dict[str, object]]:
+    """The points that hold the fixed values: all of them, or, of a large space, some that are drawn at random."""
+    free = {path: knob for path, knob in study.search.items() if path not in fixed}
+    num_points = size(free)
+    if num_points is not None and num_points <= _MAX_CANDIDATES:
+        yield from ({**point, **fixed} for point in points(free))
+        return
+    draw = random.Random(0)  # the same points each time
+    for _ in range(_MAX_CANDIDATES):
+        yield {**{path: _drawn(knob, draw) for path, knob in free.items()}, **fixed}
+
+
+def _drawn(knob: Knob, draw: random.Random) -> object:
+    if num_values(knob) is None:
+        assert isinstance(knob, FloatKnob)
+        return draw.uniform(knob.low, knob.high)
+    return draw.choice(values(knob))
