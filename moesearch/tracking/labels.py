@@ -1,0 +1,55 @@
+"""How trials are called and tagged where people look at them: names that read, tags that filter."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from moesearch.config.labels import config_label
+
+Phase = Literal["search", "confirm", "final", "summary"]
+"""What a run is for; the value of its tag ``phase``."""
+
+
+def run_name(params: Mapping[str, object], number: int) -> str:
+    """The name of a trial's run, from its knobs and its number: ``E16 k2 xavier noise-off #12``."""
+    return f"{config_label(params)} #{number}"
+
+
+def trial_tags(
+    *, study: str, number: int, fingerprint: str, replicate: int, phase: Phase, outcome: str | None = None
+) -> dict[str, str]:
+    """The tags of a trial's run, for filters such as ``tags.outcome = 'pruned' and tags.phase = 'search'``."""
+    tags = {
+        "study": study,
+        "trial": str(number),
+        "fingerprint": fingerprint,
+        "replicate": str(replicate),
+        "phase": phase,
+    }
+    return tags if outcome is None else {**tags, "outcome": outcome}
+
+
+def flat_params(config: Mapping[str, object]) -> dict[str, object]:
+    """A nested configuration as dotted paths: ``{"moe": {"top_k": 2}}`` becomes ``{"moe.top_k": 2}``."""
+    return dict(_leaves(config, ""))
+
+
+def _leaves(section: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:
+    for name, value in section.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def as_text(value: object) -> str:
+    """A value spelled as in a study file: ``true``, ``null``, ``0.001``; text as it is."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def hide_password(text: str) -> str:
+    """``text`` with the user and password of every URL in it covered up."""
+    return re.sub(r"(?<=:)//(?!/)\S*@", "//***@", text)
