@@ -123,6 +123,11 @@ def load_checkpoint(folder: Path) -> LaneCheckpoint:
     raise CheckpointError(f"{found}; remove the folder to start from step 0")
 
 
+def save_weights(parameters: Mapping[str, Tensor], path: Path) -> None:
+    """Write a trained model's parameters alone, by their names."""
+    write_durably(path, safetensors.torch.save(dict(parameters)))
+
+
 def write_durably(path: Path, content: bytes) -> None:
     """Replace a file so that a reader, or a power cut, sees the old content or the new one, and nothing between."""
     temporary = path.with_name(f"{path.name}.tmp")

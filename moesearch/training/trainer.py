@@ -93,6 +93,14 @@ class LaneTrainer:
                 self._settle(lane)
         return points
 
+    def step(self, lane: int) -> int:
+        """Optimizer steps that a lane has done."""
+        return self._loaded(lane).step
+
+    def points(self, lane: int) -> tuple[EvalPoint, ...]:
+        """All evaluations of a lane so far, those before its checkpoint included."""
+        return tuple(self._loaded(lane).points)
+
     def checkpoint(self, lane: int) -> LaneCheckpoint:
         """All that an exact resume of a lane needs, as it stands now."""
         self._packed()

@@ -34,8 +34,8 @@ def test_a_resumed_run_continues_bit_for_bit_wherever_it_was_stopped(tmp_path: P
     config = trial(FULL)
     trainer = trainer_of(config)
     points = []
-    while trainer.checkpoint(0).step < num_steps:
-        points += [point for _, point in trainer.advance(stop_after(num_steps - trainer.checkpoint(0).step))]
+    while trainer.step(0) < num_steps:
+        points += [point for _, point in trainer.advance(stop_after(num_steps - trainer.step(0)))]
     save_checkpoint(trainer.checkpoint(0), tmp_path)
     points += run_to_end(resumed(tmp_path)).get(0, [])
     assert losses(points) == losses(curve(config))
@@ -67,9 +67,9 @@ def test_a_torn_newest_checkpoint_costs_steps_but_no_bits(tmp_path: Path) -> Non
     newest = max(tmp_path.glob("*.safetensors"))
     newest.write_bytes(newest.read_bytes()[:100])
     after = resumed(tmp_path)
-    assert after.checkpoint(0).step == 5
+    assert after.step(0) == 5
     run_to_end(after)
-    assert losses(list(after.checkpoint(0).points))[-1] == losses(curve(config))[-1]
+    assert losses(list(after.points(0)))[-1] == losses(curve(config))[-1]
 
 
 def test_a_checkpoint_holds_the_whole_curve_so_far() -> None:

@@ -118,7 +118,7 @@ def test_stopping_is_looked_at_between_steps_and_loses_none() -> None:
     config = trial(RANDOM)
     trainer = trainer_of(config)
     assert trainer.advance(stop_after(3)) == []
-    assert trainer.checkpoint(0).step == 3
+    assert trainer.step(0) == 3
     assert losses(run_to_end(trainer)[0]) == losses(curve(config))
 
 
@@ -126,7 +126,7 @@ def test_stopping_within_an_evaluation_leaves_it_for_the_next_call() -> None:
     config = trial()
     trainer = trainer_of(config)
     assert trainer.advance(stop_after(5)) == []  # five looks between steps, then one in the evaluation
-    assert trainer.checkpoint(0).step == 5
+    assert trainer.step(0) == 5
     ((_, point),) = trainer.advance()
     assert losses([point]) == losses(curve(config)[:1])
 
