@@ -41,9 +41,14 @@ def new_parser(command: str, description: str, examples: str) -> argparse.Argume
 
 
 def add_place_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags that say where a study lives; the defaults are folders beside the caller."""
-    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="databases and checkpoints")
+    """Flags that say where a study and its report live; the defaults are folders beside the caller."""
+    add_store_flags(parser)
     parser.add_argument("--reports", metavar="DIR", type=Path, default=Path("reports"), help="where reports go")
+
+
+def add_store_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that say where a study lives."""
+    parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="databases and checkpoints")
     parser.add_argument(
         "--storage", metavar="URL", default=None, help="Optuna storage; default sqlite:///DIR/optuna.db in --runs"
     )

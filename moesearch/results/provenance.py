@@ -13,11 +13,10 @@ from typing import Any, Literal
 from optuna.trial import FrozenTrial
 
 from moesearch.config.dumper import dump_yaml
-from moesearch.config.labels import config_label
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import UnknownStudyError
 from moesearch.results import records
-from moesearch.results.frames import as_utc, last_point, lookup, outcome_of
+from moesearch.results.frames import as_utc, last_point, outcome_of
 from moesearch.results.study import StudyResults
 
 Choice = Literal["best", "base"] | int
@@ -41,7 +40,7 @@ def choose(results: StudyResults, choice: Choice) -> Exported:
     """
     if choice == "base":
         config = results.config.base
-        return Exported(_label(results, config), config, _trained(results, config.fingerprint()))
+        return Exported(results.label_of(config), config, _trained(results, config.fingerprint()))
     if choice == "best":
         best = results.verdict.best
         trial = None if best is None else _trained(results, best.fingerprint)
@@ -51,7 +50,7 @@ def choose(results: StudyResults, choice: Choice) -> Exported:
             )
         return Exported(best.label, TrialConfig.model_validate(trial.system_attrs[records.CONFIG]), trial)
     config = results.trial_config(choice)
-    return Exported(_label(results, config), config, results.trial(choice))
+    return Exported(results.label_of(config), config, results.trial(choice))
 
 
 def export_yaml(results: StudyResults, choice: Choice = "best") -> str:
@@ -219,11 +218,6 @@ def _trained(results: StudyResults, fingerprint: str) -> FrozenTrial | None:
     if len(rows):
         return results.search_trials[int(rows["best_number"].iloc[0])]
     return next((t for t in results.confirm_trials if t.user_attrs.get(records.FINGERPRINT) == fingerprint), None)
-
-
-def _label(results: StudyResults, config: TrialConfig) -> str:
-    values = config.model_dump(mode="json")
-    return config_label({path: lookup(values, path) for path in results.config.search})
 
 
 def _chosen(exported: Exported, choice: Choice) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
@@ -16,9 +15,10 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from moesearch.config.labels import config_label
+from moesearch.config.resolve import resolve
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
-from moesearch.errors import StoreError, UnknownStudyError
+from moesearch.errors import InfeasibleError, StoreError, UnknownStudyError
 from moesearch.results import records
 from moesearch.results.frames import (
     as_utc,
@@ -26,11 +26,16 @@ from moesearch.results.frames import (
     frame_of_trials,
     knob_values,
     last_point,
+    lookup,
     outcome_of,
 )
+from moesearch.results.lookup import all_names, unknown_study
 from moesearch.results.ranking import configurations
 from moesearch.results.statistics import pooled_deviation
-from moesearch.results.verdict import Candidate, ConfirmRun, Verdict, decide
+from moesearch.results.verdict import Candidate, ConfirmRun, LeftOut, Verdict, decide
+
+Storage = BaseStorage
+"""The store, under a name for those who only pass it on."""
 
 LEADERS_SHOWN = 10
 
@@ -80,12 +85,34 @@ class StudyResults:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """The stored verdict, else what the runs say so far."""
-        if self.stored_verdict is not None:
-            return self.stored_verdict
-        runs = confirm_runs(self)
-        verdict = decide(runs, num_searched=self.num_configurations)
-        return _unconfirmed(self) if verdict.conclusion in ("nothing", "unconfirmed") else verdict
+        """What the confirmation runs say now, with the stored opening of the test split; else the search's leaders."""
+        live = decide(confirm_runs(self), num_searched=self.num_configurations)
+        if live.conclusion in ("nothing", "unconfirmed"):
+            return _unconfirmed(self, live.left_out)
+        stored = self.stored_verdict
+        # The split was opened for one configuration; its loss says nothing of another.
+        if stored is not None and stored.ranking and stored.ranking[0].fingerprint == live.ranking[0].fingerprint:
+            return replace(live, test=stored.test)
+        return live
+
+    @cached_property
+    def baseline(self) -> TrialConfig:
+        """What others are measured against: the first configuration of ``enqueue``, else the base."""
+        if not self.config.enqueue:
+            return self.config.base
+        try:
+            return resolve(self.config.base, self.config.enqueue[0])
+        except InfeasibleError:
+            return self.config.base
+
+    @cached_property
+    def baseline_fingerprint(self) -> str:
+        return self.baseline.fingerprint()
+
+    def label_of(self, config: TrialConfig) -> str:
+        """Name of a configuration by the knobs of this study."""
+        values = config.model_dump(mode="json")
+        return config_label({path: lookup(values, path) for path in self.config.search})
 
     @property
     def num_configurations(self) -> int:
@@ -115,7 +142,7 @@ class StudyResults:
         signs = [as_utc(moment) for trial in trials for moment in (trial.datetime_start, trial.datetime_complete)]
         last_sign = max((sign for sign in signs if sign is not None), default=None)
         total, covered_until = 0.0, datetime.min.replace(tzinfo=UTC)
-        for session in sorted(self.sessions, key=lambda session: session.started):
+        for session in self.sessions:
             start = max(session.started, covered_until)
             end = session.ended or max(session.started, last_sign or session.started)
             total += max(0.0, (end - start).total_seconds())
@@ -147,16 +174,16 @@ class StudyResults:
         return TrialConfig.model_validate(values)
 
 
-def read_study(storage: BaseStorage, study_name: str) -> StudyResults:
+def read_study(storage: Storage, study_name: str) -> StudyResults:
     """Read one study and its confirmation.
 
     Raises:
         UnknownStudyError: the storage holds no study of that name, or one that moesearch did not write.
         StoreError: the study's configuration is not one that this version knows.
     """
-    names = study_names(storage)
+    names = all_names(storage)
     if study_name not in names:
-        raise UnknownStudyError(_unknown(study_name, names))
+        raise unknown_study(study_name, names)
     study_id = storage.get_study_id_from_name(study_name)
     attrs = storage.get_study_system_attrs(study_id)
     if records.STUDY_CONFIG not in attrs:
@@ -173,17 +200,12 @@ def read_study(storage: BaseStorage, study_name: str) -> StudyResults:
     return StudyResults(
         name=study_name,
         config=config,
-        sessions=tuple(_session(attrs[key]) for key in sorted(attrs) if key.startswith(records.SESSION_PREFIX)),
+        sessions=_sessions(attrs),
         corpus=attrs.get(records.CORPUS_FACTS, {}),
         stored_verdict=None if verdict is None else Verdict.from_json(verdict),
         search_trials=tuple(storage.get_all_trials(study_id, deepcopy=False)),
         confirm_trials=tuple(confirm_trials),
     )
-
-
-def study_names(storage: BaseStorage) -> list[str]:
-    """Names of all Optuna studies of the store, confirmations included."""
-    return sorted(study.study_name for study in storage.get_all_studies())
 
 
 def confirm_runs(results: StudyResults) -> list[ConfirmRun]:
@@ -206,14 +228,14 @@ def confirm_runs(results: StudyResults) -> list[ConfirmRun]:
                 seed_index=int(trial.user_attrs[records.REPLICATE]),
                 val_loss=float(point["val_loss"]) if outcome == "complete" else math.nan,
                 search_value=search_values.get(fingerprint),
-                is_baseline=fingerprint == results.config.base.fingerprint(),
+                is_baseline=fingerprint == results.baseline_fingerprint,
                 block_losses=tuple(point.get("val_block_losses", ())) if outcome == "complete" else (),
             )
         )
     return runs
 
 
-def _unconfirmed(results: StudyResults) -> Verdict:
+def _unconfirmed(results: StudyResults, left_out: tuple[LeftOut, ...]) -> Verdict:
     """What the search alone says: its leaders, on the seeds that it happened to train."""
     complete = results.ranking[results.ranking["num_seeds"] > 0]
     seed_values = results.trials.query("outcome == 'complete'").groupby("fingerprint")["val_loss"].apply(list)
@@ -227,7 +249,7 @@ def _unconfirmed(results: StudyResults) -> Verdict:
             low=None,
             high=None,
             search_value=float(row["val_loss"]),
-            is_baseline=row["fingerprint"] == results.config.base.fingerprint(),
+            is_baseline=row["fingerprint"] == results.baseline_fingerprint,
         )
         for row in complete.head(LEADERS_SHOWN).to_dict("records")
     )
@@ -237,7 +259,14 @@ def _unconfirmed(results: StudyResults) -> Verdict:
         num_seeds=leaders[0].num_seeds if leaders else 0,
         seed_noise=pooled_deviation(list(seed_values)),
         num_searched=results.num_configurations,
+        left_out=left_out,
     )
+
+
+def _sessions(attrs: Mapping[str, Any]) -> tuple[Session, ...]:
+    """Runs of the command, oldest first."""
+    found = [_session(values) for key, values in attrs.items() if key.startswith(records.SESSION_PREFIX)]
+    return tuple(sorted(found, key=lambda session: session.started))
 
 
 def _session(values: Mapping[str, Any]) -> Session:
@@ -251,12 +280,3 @@ def _session(values: Mapping[str, Any]) -> Session:
         versions=values.get("versions", {}),
         command=str(values.get("command", "")),
     )
-
-
-def _unknown(name: str, names: list[str]) -> str:
-    held = [other for other in names if not other.endswith(records.confirm_study_name(""))]
-    if not held:
-        return f"study {name} is not in the store, which holds no study yet; python -m moesearch.run starts one"
-    close = difflib.get_close_matches(name, held, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
-    return f"study {name} is not in the store, which holds {', '.join(held)}{hint}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -19,6 +19,8 @@ from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.model import cost
 from moesearch.results import records
+from moesearch.results.study import confirm_runs, read_study
+from moesearch.results.verdict import OpenedTest, decide
 from moesearch.training.points import EvalPoint
 
 VOCAB_SIZE = 65
@@ -155,8 +157,12 @@ class StoreBuilder:
             for params in configs:
                 self.add(params, replicate=seed, confirm=True)
 
-    def store_verdict(self, values: Mapping[str, Any]) -> None:
-        self.storage.set_study_system_attr(self.study_id, records.VERDICT, dict(values))
+    def store_verdict(self) -> None:
+        """What the end of a confirmation writes: the verdict, with the test split opened."""
+        results = read_study(self.storage, self.config.name)
+        verdict = decide(confirm_runs(results), num_searched=results.num_configurations)
+        test = OpenedTest((2.21, 2.22, 2.20), (3.19, 3.20, 3.17), opened_at=STARTED.timestamp() + 530)
+        self.storage.set_study_system_attr(self.study_id, records.VERDICT, replace(verdict, test=test).to_json())
 
     def _resolve(self, params: Mapping[str, Any], seed: int) -> TrialConfig | None:
         values = self.config.base.model_dump(mode="json")
@@ -252,5 +258,6 @@ def finished_study(**kwargs: Any) -> StoreBuilder:
     builder.add({**BASE_PARAMS, "moe.num_experts": 4}, "lost", milestone=3)
     builder.add(LEADERS[0], replicate=1)
     builder.add_confirmation(LEADERS)
+    builder.store_verdict()
     builder.session(ended=STARTED.timestamp() + 540)
     return builder

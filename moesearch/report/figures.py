@@ -1,0 +1,359 @@
+"""The figures of a report. Each is one drawing of one fact; losses have honest, unbroken axes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.colors
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from moesearch.config.labels import short_value
+from moesearch.report.canvas import BASE, BEST, GRID, INK, MUTED, OTHER, PAPER, PRUNED, new_figure
+from moesearch.report.numbers import OBJECTIVES, compact, percent
+from moesearch.results.compute import Compute
+from moesearch.results.effects import Effects
+from moesearch.results.importance import Importance
+from moesearch.results.study import StudyResults
+from moesearch.results.verdict import Verdict
+
+MAX_CURVES = 200
+"""Curves and dots of one figure; more are a blot, and heavy. A larger study shows an even sample."""
+ROW_INCHES = 0.34
+# A dozen configurations, labelled, is what one looks at; the rest is in the table and in trials.csv.
+MAX_ROWS = 12
+_SEQUENTIAL = matplotlib.colors.LinearSegmentedColormap.from_list("blues", ["#f3f7fc", "#9cc3ee", "#2f78c4", "#0b3b73"])
+
+
+def ranking_figure(results: StudyResults) -> Figure:
+    """Mean and interval of each compared configuration, its seeds as dots, what the search had said as a diamond."""
+    verdict = results.verdict
+    candidates = verdict.ranking[:MAX_ROWS]
+    is_confirmed = verdict.conclusion not in ("unconfirmed", "nothing")
+    runs = results.confirm if is_confirmed else results.trials
+    runs = runs[runs["outcome"] == "complete"]
+    figure, axes = new_figure(0.75 + 1.35 * ROW_INCHES * len(candidates))
+    for row, candidate in enumerate(candidates):
+        colour = BEST if row == 0 else BASE if candidate.is_baseline else OTHER
+        losses = runs.loc[runs["fingerprint"] == candidate.fingerprint, "val_loss"]
+        axes.scatter(losses, [row] * len(losses), s=14, color=colour, alpha=0.55, linewidth=0, zorder=3)
+        if candidate.low is not None and candidate.high is not None:
+            axes.hlines(row, candidate.low, candidate.high, color=colour, linewidth=2.2, zorder=2)
+            axes.vlines(candidate.mean, row - 0.16, row + 0.16, color=colour, linewidth=2.2, zorder=4)
+            if candidate.search_value is not None:
+                axes.scatter(
+                    candidate.search_value,
+                    row,
+                    s=26,
+                    marker="D",
+                    facecolor=PAPER,
+                    edgecolor=colour,
+                    linewidth=1,
+                    zorder=5,
+                )
+        suffix = ", baseline" if candidate.is_baseline else ""
+        _row_label(axes, row, f"{candidate.label}{suffix}", f"{candidate.mean:.4f}", bold=row == 0)
+    _rows(axes, len(candidates), f"validation loss (nats per token){'' if is_confirmed else ', in the search'}")
+    return figure
+
+
+def differences_figure(verdict: Verdict) -> Figure:
+    """Extra loss of each other configuration against the best, with its corrected interval, and zero."""
+    comparisons = verdict.comparisons[:MAX_ROWS]
+    figure, axes = new_figure(0.75 + 1.35 * ROW_INCHES * len(comparisons))
+    axes.axvline(0, color=INK, linewidth=1)
+    for row, other in enumerate(comparisons):
+        colour = BASE if other.is_baseline else OTHER
+        axes.hlines(row, other.low, other.high, color=colour, linewidth=2.2, zorder=2)
+        face = colour if other.is_shown else PAPER
+        axes.scatter(other.difference, row, s=34, facecolor=face, edgecolor=colour, linewidth=1.5, zorder=3)
+        suffix = ", baseline" if other.is_baseline else ""
+        said = "" if other.is_shown else ", not shown"
+        _row_label(axes, row, f"{other.label}{suffix}", f"+{other.difference:.4f}{said}")
+    _rows(axes, len(comparisons), "extra loss against the best (nats per token)")
+    return figure
+
+
+def cost_figure(results: StudyResults, column: str, label: str) -> Figure:
+    """Objective against a cost, one dot per configuration, with the front of those that nothing beats in both."""
+    table = results.ranking[(results.ranking["num_seeds"] > 0) & results.ranking[column].notna()]
+    figure, axes = new_figure(2.75)
+    costs, values = table[column].astype(float).to_numpy(), table["value"].to_numpy()
+    if len(table) and costs.max() > 4 * costs.min():
+        axes.set_xscale("log")
+    front = pareto_front(costs, values)
+    axes.step(costs[front], values[front], where="post", color=MUTED, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
+    axes.scatter(costs, values, s=20, color=OTHER, alpha=0.8, linewidth=0, zorder=2)
+    best = results.verdict.best
+    marks = [(results.baseline_fingerprint, "baseline", BASE, "s")]
+    marks += [(best.fingerprint, "best", BEST, "o")] if best is not None else []
+    for fingerprint, name, colour, marker in marks:
+        for _, row in table[table["fingerprint"] == fingerprint].iterrows():
+            place = (float(row[column]), float(row["value"]))
+            axes.scatter(*place, s=52, color=colour, marker=marker, edgecolor=PAPER, linewidth=1, zorder=3)
+            # The best is low, so the room is below it; most others stand below the baseline.
+            above = name == "baseline"
+            axes.annotate(
+                name,
+                place,
+                xytext=(0, 7 if above else -7),
+                textcoords="offset points",
+                ha="center",
+                va="bottom" if above else "top",
+                color=colour,
+                weight="bold",
+                zorder=4,
+            )
+    axes.margins(x=0.12, y=0.16)
+    axes.set_xlabel(label)
+    axes.set_ylabel(OBJECTIVES[results.config.objective])
+    _count_axis(axes)
+    return figure
+
+
+def pareto_front(costs: np.ndarray, values: np.ndarray) -> list[int]:
+    """Indices of the points that no other one beats or equals in both cost and value, cheapest first."""
+    front: list[int] = []
+    for index in np.lexsort((values, costs)):
+        if not front or values[index] < values[front[-1]]:
+            front.append(int(index))
+    return front
+
+
+def curves_figure(results: StudyResults) -> Figure:
+    """Validation loss over training tokens: complete trials, pruned ones in grey with a cross where they stopped."""
+    trials = results.trials.set_index("number")
+    curves = results.curves[np.isfinite(results.curves["val_loss"]) & results.curves["tokens"].notna()]
+    outcomes = trials["outcome"].reindex(curves["number"]).to_numpy()
+    figure, axes = new_figure(3.3)
+    for outcome, colour, width in (("pruned", PRUNED, 0.9), ("running", OTHER, 0.9), ("complete", OTHER, 0.9)):
+        group = _even_sample(curves[outcomes == outcome])
+        lines = [line[["tokens", "val_loss"]].astype(float).to_numpy() for _, line in group.groupby("number")]
+        axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, alpha=0.9, label=outcome))
+        if outcome == "pruned" and lines:
+            ends = np.array([line[-1] for line in lines])
+            axes.scatter(ends[:, 0], ends[:, 1], marker="x", s=16, color=MUTED, linewidth=1, zorder=3)
+    for number, name, colour in _highlighted(results):
+        line = curves[curves["number"] == number]
+        axes.plot(line["tokens"].astype(float), line["val_loss"], color=colour, linewidth=2.2, label=name, zorder=4)
+    axes.autoscale_view()
+    axes.set_ylim(*_loss_limits(curves[np.isin(outcomes, ["complete", "pruned", "running"])]))
+    axes.set_xlim(left=0)
+    axes.set_xlabel("training tokens")
+    axes.set_ylabel("validation loss (nats per token)")
+    _count_axis(axes)
+    handles, names = axes.get_legend_handles_labels()
+    seen = set(outcomes) | {"best", "baseline"}
+    kept = [(handle, name) for handle, name in zip(handles, names, strict=True) if name in seen]
+    axes.legend([handle for handle, _ in kept], [name for _, name in kept], labelcolor=INK, loc="upper right")
+    return figure
+
+
+def importance_figure(importance: Importance) -> Figure:
+    """A bar per knob."""
+    shares = importance.shares
+    figure, axes = new_figure(0.5 + ROW_INCHES * 1.25 * len(shares))
+    rows = range(len(shares))
+    axes.barh(rows, list(shares.values()), height=0.38, color=BEST)
+    for row, (path, share) in enumerate(shares.items()):
+        _row_label(axes, row, path, f"{percent(share)}")
+    axes.set_xlim(0, max([*shares.values(), 0.01]))
+    _rows(axes, len(shares), "")
+    axes.set_xticks([])
+    axes.grid(False)
+    return figure
+
+
+def effect_figure(results: StudyResults, effects: Effects, path: str) -> Figure:
+    """The objective at each value of a knob: a dot per complete trial, a bar at their mean. One scale for all knobs."""
+    values = effects.evened_out(path)
+    levels = effects.levels[path]
+    names = [name for name in levels.cat.categories if (levels == name).any()]
+    figure, axes = new_figure(2.3)
+    for place, name in enumerate(names):
+        dots = _even_sample_of(values[levels == name])
+        # A fixed spread instead of a random one: the same data, the same picture.
+        spread = np.linspace(-0.16, 0.16, len(dots)) if len(dots) > 1 else np.zeros(1)
+        axes.scatter(place + spread, dots, s=15, color=OTHER, edgecolor=PAPER, linewidth=0.5, zorder=3)
+        mean = float(values[levels == name].mean())
+        axes.hlines(mean, place - 0.34, place + 0.34, color=BEST, linewidth=2.4, zorder=2)
+        axes.annotate(
+            f"{mean:.4f}",
+            (place, mean),
+            xytext=(0, 8),
+            textcoords="offset points",
+            ha="center",
+            color=BEST,
+            weight="bold",
+            size=8,
+            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
+            zorder=4,
+        )
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlim(-0.6, len(names) - 0.4)
+    axes.set_ylim(*_effect_limits(effects))
+    axes.set_xlabel(path)
+    axes.set_ylabel(OBJECTIVES[results.config.objective])
+    axes.grid(False, axis="x")
+    return figure
+
+
+def _effect_limits(effects: Effects) -> tuple[float, float]:
+    """One scale for all knobs, so that their effects can be compared by eye."""
+    values = np.concatenate([effects.evened_out(path).to_numpy() for path in effects.varied])
+    low, high = float(values.min()), float(values.max())
+    room = max(0.1 * (high - low), 1e-4)
+    return low - room, high + 2 * room  # names of the means stand above them
+
+
+def pair_figure(results: StudyResults, effects: Effects, row_path: str, column_path: str) -> Figure:
+    """Mean objective at each pair of values of two knobs, darker is lower; a number and a count in each cell."""
+    values = effects.evened_out(row_path, column_path)
+    rows, columns = (effects.levels[path] for path in (row_path, column_path))
+    means = pd.crosstab(rows, columns, values=values, aggfunc="mean", dropna=False)
+    counts = pd.crosstab(rows, columns, dropna=False)
+    figure, axes = new_figure(0.85 + 0.5 * len(means))
+    low, high = float(np.nanmin(means)), float(np.nanmax(means))
+    shade = matplotlib.colors.Normalize(low, high if high > low else low + 1)
+    for y, row in enumerate(means.index):
+        for x, column in enumerate(means.columns):
+            mean = means.loc[row, column]
+            if pd.isna(mean):
+                why = _why_empty(results, {row_path: row, column_path: column})
+                axes.text(x, y, why, ha="center", va="center", color=MUTED, size=7.5)
+                continue
+            colour = _SEQUENTIAL(1 - shade(mean))
+            axes.add_patch(_cell(x, y, matplotlib.colors.to_hex(colour)))
+            ink = "#101418" if _luminance(colour) > 0.3 else "#fdfdfe"
+            axes.text(x, y - 0.1, f"{mean:.4f}", ha="center", va="center", color=ink, weight="bold")
+            axes.text(x, y + 0.27, f"n = {counts.loc[row, column]}", ha="center", va="center", color=ink, size=7)
+    axes.set_xlim(-0.5, len(means.columns) - 0.5)
+    axes.set_ylim(len(means) - 0.5, -0.5)
+    axes.set_xticks(range(len(means.columns)), list(means.columns))
+    axes.set_yticks(range(len(means)), list(means.index))
+    axes.set_xlabel(column_path)
+    axes.set_ylabel(row_path)
+    axes.grid(False)
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(length=0)
+    return figure
+
+
+def _why_empty(results: StudyResults, pair: Mapping[str, str]) -> str:
+    """Why a pair of values has no complete trial."""
+    trials = results.trials
+    tried = np.logical_and.reduce([trials[path].map(short_value) == value for path, value in pair.items()])
+    outcomes = set(trials.loc[tried, "outcome"])
+    for outcome in ("pruned", "running", "infeasible", "diverged", "out_of_memory", "error"):
+        if outcome in outcomes:
+            return outcome.replace("_", " ")
+    return "not tried"
+
+
+def compute_figure(compute: Compute) -> Figure:
+    """Training FLOPs by what became of them, and what pruning saved, hatched."""
+    bars = [(spending.group, spending.num_trials, spending.active_flops) for spending in compute.spendings]
+    total = sum(flops for _, _, flops in bars) or 1.0
+    figure, axes = new_figure(0.5 + ROW_INCHES * 1.25 * (len(bars) + bool(compute.saved_flops)))
+    for row, (group, count, flops) in enumerate(bars):
+        axes.barh(row, flops, height=0.38, color=PRUNED if group == "pruned" else BEST)
+        trials = "trial" if count == 1 else "trials"
+        _row_label(axes, row, f"{group}, {count:,} {trials}", f"{compact(flops)} FLOPs, {percent(flops / total)}")
+    if compute.saved_flops:
+        row = len(bars)
+        axes.barh(row, compute.saved_flops, height=0.38, facecolor=PAPER, edgecolor=MUTED, hatch="////", linewidth=0.8)
+        _row_label(axes, row, "saved by pruning", f"{compact(compute.saved_flops)} FLOPs never spent")
+    axes.set_xlim(0, max([flops for _, _, flops in bars] + [compute.saved_flops, 1.0]))
+    _rows(axes, len(bars) + bool(compute.saved_flops), "")
+    axes.set_xticks([])
+    axes.grid(False)
+    return figure
+
+
+def _rows(axes: Axes, count: int, label: str) -> None:
+    """A list of rows, first on top, named above their marks so that the names take no width."""
+    axes.set_ylim(count - 0.6, -0.75)
+    axes.set_yticks([])
+    axes.grid(False, axis="y")
+    axes.margins(x=0.06)
+    axes.set_xlabel(label)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.spines["bottom"].set_visible(bool(label))
+
+
+def _row_label(axes: Axes, row: int, name: str, value: str, *, bold: bool = False) -> None:
+    weight = "bold" if bold else "normal"
+    place = axes.get_yaxis_transform()
+    ground = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}  # over the grid's lines
+    axes.text(0, row - 0.3, name, transform=place, va="bottom", ha="left", color=INK, weight=weight, bbox=ground)
+    axes.text(1, row - 0.3, value, transform=place, va="bottom", ha="right", color=INK, weight=weight, bbox=ground)
+
+
+def _count_axis(axes: Axes) -> None:
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: compact(count)))
+    if axes.get_xscale() == "linear":
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    else:
+        axes.xaxis.set_minor_formatter(FuncFormatter(lambda count, _: _minor_label(axes, count)))
+
+
+def _minor_label(axes: Axes, count: float) -> str:
+    """Within less than two decades a log axis would else show one label or none."""
+    low, high = axes.get_xlim()
+    leading = f"{count:e}"[0]
+    return compact(count) if leading in ("2", "5") and high / low < 50 else ""
+
+
+def _loss_limits(curves: pd.DataFrame) -> tuple[float, float]:
+    """From the lowest loss to the highest of the second milestone: the fall from chance would flatten all the rest."""
+    if curves.empty:
+        return 0.0, 1.0
+    low = float(curves["val_loss"].min())
+    later = curves[curves["milestone"] >= min(2, int(curves["milestone"].max()))]
+    high = float(later["val_loss"].max())
+    room = max(0.05 * (high - low), 1e-3)
+    return low - room, high + room
+
+
+def _highlighted(results: StudyResults) -> Sequence[tuple[int, str, str]]:
+    """Trial number, name and colour of the curves that are told apart."""
+    best = results.verdict.best
+    wanted = {} if best is None else {best.fingerprint: ("best", BEST)}
+    wanted = {results.baseline_fingerprint: ("baseline", BASE), **wanted}
+    ranking = results.ranking.set_index("fingerprint")
+    return [
+        (int(ranking["best_number"][fingerprint]), name, colour)
+        for fingerprint, (name, colour) in wanted.items()
+        if fingerprint in ranking.index
+    ]
+
+
+def _even_sample(curves: pd.DataFrame) -> pd.DataFrame:
+    numbers = curves["number"].unique()
+    if len(numbers) <= MAX_CURVES:
+        return curves
+    return curves[curves["number"].isin(numbers[:: -(-len(numbers) // MAX_CURVES)])]
+
+
+def _even_sample_of(values: pd.Series[float]) -> pd.Series[float]:
+    """At most ``MAX_CURVES`` values, evenly over their order, both ends in."""
+    if len(values) <= MAX_CURVES:
+        return values
+    ordered = values.sort_values()
+    return ordered.iloc[np.linspace(0, len(ordered) - 1, MAX_CURVES).astype(int)]
+
+
+def _cell(x: float, y: float, colour: str) -> matplotlib.patches.Rectangle:
+    return matplotlib.patches.Rectangle(
+        (x - 0.48, y - 0.47), 0.96, 0.94, facecolor=colour, edgecolor=GRID, linewidth=0.6
+    )
+
+
+def _luminance(colour: Sequence[float]) -> float:
+    """Relative luminance, 0 to 1 (WCAG 2)."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
