@@ -1,4 +1,4 @@
-"""One trial trained for its full budget in a folder of its own: continued if it is there, written out when it is done."""
+"""One trial trained for its full budget in a folder of its own: continued if it is there, written out when done."""
 
 from __future__ import annotations
 

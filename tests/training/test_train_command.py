@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from filelock import FileLock
+
+import moesearch
+from moesearch.config.loader import load_trial
+from moesearch.data.tokenizers import CharTokenizer
+from moesearch.data.tokens import load_tokens
+from moesearch.errors import InputError
+from moesearch.model.transformer import MoETransformer
+from moesearch.train import main
+from moesearch.training.checkpoints import load_checkpoint
+from moesearch.training.evaluation import evaluate_split
+from tests.training import tiny
+
+SOURCE = Path(moesearch.__file__).parents[1]
+
+CONFIG = """
+trial:
+  model: {{width: 8, num_layers: 1, num_heads: 2, context: 8}}
+  moe: {{num_experts: 3}}
+  data: {{text: {text}, batch_size: 4}}
+  budget: {{steps: 12, milestones: 3}}
+provenance: {{study: words}}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration file in an empty folder, which is the working directory."""
+    # MLflow's own tests are elsewhere; where it cannot be reached, training goes on without it.
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/at/all/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.txt").write_text(tiny.text(3000, 3))
+    path = tmp_path / "best.yaml"
+    path.write_text(CONFIG.format(text=tmp_path / "words.txt"))
+    return path
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def reproducible(points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in point.items() if not name.endswith("seconds")} for point in points]
+
+
+def test_it_prints_one_json_object_per_milestone(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(config), "--json"]) == 0
+    points = json_lines(capsys.readouterr().out)
+    assert [point["step"] for point in points] == [4, 8, 12]
+    assert {"tokens", "train_loss", "val_loss", "val_bpb", "train_seconds"} <= points[0].keys()
+
+
+def test_it_writes_weights_configuration_tokenizer_curve_and_text(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(config)]) == 0
+    out = Path("runs/train/best")
+    trial = load_trial(out / "config.yaml")
+    assert trial == load_trial(config)
+    tokens = load_tokens(trial.data)
+    assert CharTokenizer.from_json((out / "tokenizer.json").read_text()) == tokens.tokenizer
+    rows = list(csv.DictReader((out / "curves.csv").read_text().splitlines()))
+    model = MoETransformer([trial], tokens.vocab_size)
+    model.load_lane(0, safetensors.torch.load_file(out / "model.safetensors"))
+    loss = evaluate_split(model, tokens.val, tokens.val_bytes)
+    assert loss is not None
+    assert [float(row["val_loss"]) for row in rows][-1] == loss.loss
+    assert (out / "sample.txt").read_text() in capsys.readouterr().out
+
+
+def test_the_same_command_again_shows_the_run_without_training(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert main([str(config), "--json"]) == 0
+    points = json_lines(capsys.readouterr().out)
+    assert points[:3] == points[3:]
+
+
+def test_a_set_changes_the_configuration(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(config), "--json", "--set", "budget.milestones=1", "--out", "elsewhere"]) == 0
+    assert len(json_lines(capsys.readouterr().out)) == 1
+    assert Path("elsewhere/model.safetensors").exists()
+
+
+def test_a_run_of_another_configuration_is_not_overwritten(config: Path) -> None:
+    assert main([str(config)]) == 0
+    with pytest.raises(InputError, match=r"optim\.lr is 0\.001 there and 0\.5 here"):
+        main([str(config), "--set", "optim.lr=0.5"])
+
+
+def test_a_damaged_run_is_named_with_the_way_on(config: Path) -> None:
+    assert main([str(config)]) == 0
+    for path in Path("runs/train/best/checkpoints").glob("*.safetensors"):
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match="remove the folder"):
+        main([str(config)])
+
+
+def test_two_commands_cannot_train_into_one_folder(config: Path) -> None:
+    out = Path("runs/train/best")
+    out.mkdir(parents=True)
+    with FileLock(out / ".lock"), pytest.raises(InputError, match="another command is training there"):
+        main([str(config)])
+
+
+def test_a_file_in_the_way_is_a_message(config: Path) -> None:
+    with pytest.raises(InputError, match="File exists"):
+        main([str(config), "--out", str(config)])
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cuda:x"])
+def test_a_device_that_is_not_there_is_a_message(config: Path, device: str) -> None:
+    with pytest.raises(InputError, match=f"--device {device}"):
+        main([str(config), "--device", device])
+
+
+def test_a_diverged_run_says_so_and_writes_no_weights(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = ["optim.lr=100", "optim.weight_decay=100", "budget.steps=60"]
+    assert main([str(config), "--json", *(part for change in changes for part in ("--set", change))]) == 2
+    captured = capsys.readouterr()
+    assert json_lines(captured.out)[-1]["val_loss"] is None
+    assert "diverged at step" in captured.err
+    assert not Path("runs/train/best/model.safetensors").exists()
+
+
+LONG = ["--json", "--set", "budget.steps=200", "--set", "budget.milestones=40"]
+
+
+def interrupted(config: Path, number: signal.Signals) -> tuple[int, list[dict[str, Any]], str]:
+    """Exit code, points and messages of a long run that gets a signal after its first milestone."""
+    command = [sys.executable, "-m", "moesearch.train", str(config), *LONG]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(SOURCE)}, **pipes) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        process.send_signal(number)
+        rest, messages = process.communicate(timeout=60)
+    return process.returncode, json_lines(first + rest), messages
+
+
+def test_a_terminated_run_continues_bit_for_bit(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, before, messages = interrupted(config, signal.SIGTERM)
+    assert code == 130, messages
+    assert "the same command goes on" in messages
+    assert 0 < len(before) < 40
+    assert main([str(config), *LONG]) == 0
+    resumed = json_lines(capsys.readouterr().out)
+    assert resumed[: len(before)] == before
+    assert main([str(config), *LONG, "--out", "through"]) == 0
+    assert reproducible(resumed) == reproducible(json_lines(capsys.readouterr().out))
+
+
+def test_ctrl_c_leaves_a_checkpoint(config: Path) -> None:
+    code, before, messages = interrupted(config, signal.SIGINT)
+    assert code == 130, messages
+    assert load_checkpoint(Path("runs/train/best/checkpoints")).step >= before[-1]["step"]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = "import sys, moesearch.train; print([m for m in ('torch', 'mlflow', 'pydantic') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=SOURCE)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_run_is_in_mlflow_with_its_losses_and_its_files(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    for _ in range(2):
+        assert main([str(config)]) == 0
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{Path('runs/mlflow.db').absolute()}")
+    experiment = client.get_experiment_by_name("final")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["moe.num_experts"] == "3"
+    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "val_loss")] == [4, 8, 12]
+    names = {file.path for file in client.list_artifacts(run.info.run_id)}
+    assert names == {"model.safetensors", "config.yaml", "tokenizer.json", "curves.csv", "sample.txt"}
+    assert torch.is_tensor(safetensors.torch.load_file("runs/train/best/model.safetensors")["head.weight"])
