@@ -82,13 +82,13 @@ def open_storage(
     return storage
 
 
-def store_lock(url: str) -> FileLock:
+def store_lock(url: str, purpose: str = "lock") -> FileLock:
     """A lock that all processes of this host share for one store; freed by the system when its holder dies."""
     parsed = _parse(url)
     if parsed.get_backend_name() == "sqlite":
-        return FileLock(f"{Path(parsed.database or '').absolute()}.lock")
+        return FileLock(f"{Path(parsed.database or '').absolute()}.{purpose}")
     digest = hashlib.sha256(parsed.render_as_string(hide_password=True).encode()).hexdigest()[:16]
-    return FileLock(Path(tempfile.gettempdir()) / f"moesearch-{getpass.getuser()}-{digest}.lock")
+    return FileLock(Path(tempfile.gettempdir()) / f"moesearch-{getpass.getuser()}-{digest}.{purpose}")
 
 
 def mask(url: str) -> str:
@@ -106,13 +106,13 @@ def _parse(url: str) -> URL:
     try:
         parsed = sqlalchemy.make_url(url)
         parsed.get_dialect()
+    except NoSuchModuleError:  # an ArgumentError too
+        raise StoreError(
+            f"{mask(url)}: no database is called {url.split(':')[0]!r}; write sqlite:///... or postgresql+psycopg://..."
+        ) from None
     except (ArgumentError, ValueError):
         raise StoreError(
             f"{mask(url)!r} is no storage URL; write sqlite:///runs/optuna.db or postgresql+psycopg://user@host/database"
-        ) from None
-    except NoSuchModuleError:
-        raise StoreError(
-            f"{mask(url)}: no database is called {url.split(':')[0]!r}; write sqlite:///... or postgresql+psycopg://..."
         ) from None
     except ImportError as error:
         raise StoreError(f"{mask(url)}: the driver {error.name!r} is not installed; pip can install it") from None
@@ -130,10 +130,13 @@ def _make_folder(parsed: URL) -> None:
     except OSError as error:
         raise StoreError(f"{path.parent}: cannot be made a folder: {error.strerror}; choose another --runs") from None
     try:
-        with path.open("ab"):
-            pass
+        with path.open("a+b") as file:
+            file.seek(0)
+            header = file.read(16)
     except OSError as error:
         raise StoreError(f"{path}: cannot be written: {error.strerror}; choose another --runs or --storage") from None
+    if header not in (b"", b"SQLite format 3\0"):
+        raise StoreError(f"{path} is no SQLite database; choose another --runs or --storage")
 
 
 def _refuse_other_databases(parsed: URL) -> None:

@@ -126,6 +126,9 @@ class FeasibleSampler(BaseSampler):
         self._space = _distributions(config.search)
         self._points = None if points is None else _spread(points, config.search, config.sampler.seed)
         self._use_tpe = use_tpe
+        # A quarter of a small budget: on tables like the main job's, 24 trials came on average 0.007 nats from the best
+        # with 6 trials before TPE, and 0.013 with Optuna's 10.
+        self._num_startup_trials = min(10, max(4, config.num_trials // 4))
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._space
@@ -135,7 +138,7 @@ class FeasibleSampler(BaseSampler):
     ) -> Params:
         # A generator per trial: workers do not propose the same, and a restart proposes what it would have anyway.
         seed = _trial_seed(self._config.sampler.seed, trial.number)
-        tpe = TPESampler(seed=seed) if self._use_tpe else None
+        tpe = TPESampler(seed=seed, n_startup_trials=self._num_startup_trials) if self._use_tpe else None
         # With constant liar, TPE takes the running trials of all workers into account.
         draw = {} if tpe is None else tpe.sample_relative(study, trial, search_space)
         if self._points is None:

@@ -23,8 +23,6 @@ from moesearch.search.view import RunView
 from moesearch.training.points import EvalPoint
 
 POLL_SECONDS = 0.5
-CHECKPOINT_SHARE = 0.02
-"""Part of its time that a worker gives to writing checkpoints; those at the end of a trial come on top."""
 
 _logger = logging.getLogger(__name__)
 
@@ -70,6 +68,8 @@ class Job:
     """User attributes of a trial that follow from its configuration: parameters, FLOPs."""
     keeps_checkpoints: bool = False
     """Whether the trained models outlive their trials, for the test split."""
+    checkpoint_share: float = 0.02
+    """Part of the time that may go to writing checkpoints; those at the end of a trial come on top."""
 
 
 @dataclass
@@ -209,7 +209,7 @@ class _Worker:
         """Checkpoints cost a bounded part of the time, however short the milestones are."""
         run = self.runs[lane]
         silence = time.monotonic() - run.checkpoint_time
-        is_due = not point.is_last and run.checkpoint_seconds <= CHECKPOINT_SHARE * silence
+        is_due = not point.is_last and run.checkpoint_seconds <= self.job.checkpoint_share * silence
         if is_due or (point.is_last and self.job.keeps_checkpoints):
             self._save(lane)
 

@@ -1,0 +1,164 @@
+"""The worker processes of one command: started, restarted when they die, stopped in order, and never left behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess  # nosec B404: this interpreter's own module, no shell
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from moesearch.cli import EXIT_USER_ERROR
+from moesearch.errors import InputError, MoesearchError
+from moesearch.search.machine import Placement
+from moesearch.search.order import ERROR_MARK, WorkOrder
+
+POLL_SECONDS = 0.1
+MAX_RESTARTS = 5
+"""Times in a row that a worker is started again, with growing pauses."""
+HEALTHY_SECONDS = 60.0
+"""A worker that lived so long has not died of its start, so its count begins anew."""
+WORKER_COMMAND = (sys.executable, "-m", "moesearch.search.process")
+
+
+@dataclass
+class _Slot:
+    """One worker, through all its restarts."""
+
+    index: int
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    num_restarts: int = 0
+    restart_at: float | None = None
+
+
+class Crew:
+    """Worker processes with one order. As a context, it ends all of them on the way out."""
+
+    def __init__(self, order: WorkOrder, placement: Placement, *, command: Sequence[str] = WORKER_COMMAND) -> None:
+        self._order = order
+        self._placement = placement
+        self._command = command
+        folder = order.runs / "logs" / order.config.name
+        folder.mkdir(parents=True, exist_ok=True)
+        # The process id keeps the logs of two commands on one study apart.
+        self._slots = [
+            _Slot(index, folder / f"worker-{os.getpid()}-{index}.log") for index in range(placement.num_workers)
+        ]
+        self._kill_at: float | None = None
+
+    def __enter__(self) -> Self:
+        for slot in self._slots:
+            self._start(slot)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+        for slot in self._slots:
+            if slot.log.exists() and slot.log.stat().st_size == 0:
+                slot.log.unlink()
+
+    @property
+    def is_at_work(self) -> bool:
+        return any(slot.process is not None or slot.restart_at is not None for slot in self._slots)
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._kill_at is not None
+
+    def wait(self) -> None:
+        """Let a moment pass; start those whose pause is over, end those that overstay a stop."""
+        time.sleep(POLL_SECONDS)
+        now = time.monotonic()
+        if self._kill_at is not None and now >= self._kill_at:
+            self.kill()
+        for slot in self._slots:
+            if slot.restart_at is not None and now >= slot.restart_at:
+                self._start(slot)
+
+    def stop(self, seconds: float) -> None:
+        """Ask all workers to give their trials back and leave; those still there after ``seconds`` are killed."""
+        self._kill_at = time.monotonic() + seconds
+        for slot in self._slots:
+            slot.restart_at = None
+            if slot.process is not None and slot.process.stdin is not None:
+                slot.process.stdin.close()
+
+    def kill(self) -> None:
+        """End all workers now; the store is left to `Claims.recover`."""
+        self._kill_at = time.monotonic()
+        for slot in self._slots:
+            slot.restart_at = None
+            if slot.process is not None:
+                slot.process.kill()
+                slot.process.wait()
+                self._forget(slot)
+
+    def bury_the_dead(self) -> bool:
+        """Note who left. True if a worker died, and so may have left a trial behind; it will be started again.
+
+        Raises:
+            InputError: a worker found a person's mistake.
+            MoesearchError: a worker dies again and again.
+        """
+        has_died = False
+        for slot in self._slots:
+            code = None if slot.process is None else slot.process.poll()
+            if code is None:
+                continue
+            self._forget(slot)
+            if code == 0:
+                continue
+            has_died = True
+            if code == EXIT_USER_ERROR:
+                raise InputError(self._last_words(slot))
+            if not self.is_stopping:
+                self._plan_restart(slot, code)
+        return has_died
+
+    def _plan_restart(self, slot: _Slot, code: int) -> None:
+        now = time.monotonic()
+        if now - slot.started >= HEALTHY_SECONDS:
+            slot.num_restarts = 0
+        if slot.num_restarts >= MAX_RESTARTS:
+            raise MoesearchError(
+                f"worker {slot.index} died {MAX_RESTARTS + 1} times in a row, last with exit code {code}; its log is "
+                f"{slot.log}:\n{self._last_words(slot)}"
+            )
+        slot.restart_at = now + 0.5 * 2**slot.num_restarts
+        slot.num_restarts += 1
+
+    def _start(self, slot: _Slot) -> None:
+        with slot.log.open("ab") as log:
+            process = subprocess.Popen(  # noqa: S603  # nosec B603
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                env=self._placement.environment(slot.index),
+                start_new_session=True,  # Ctrl-C in a terminal is for the supervisor alone
+            )
+        slot.process, slot.started, slot.restart_at = process, time.monotonic(), None
+        assert process.stdin is not None
+        with suppress(BrokenPipeError):  # it died at once; `bury_the_dead` will see
+            process.stdin.write(self._order.to_json().encode() + b"\n")
+            process.stdin.flush()
+
+    def _forget(self, slot: _Slot) -> None:
+        if slot.process is not None and slot.process.stdin is not None:
+            with suppress(BrokenPipeError):
+                slot.process.stdin.close()
+        slot.process = None
+
+    def _last_words(self, slot: _Slot) -> str:
+        text = slot.log.read_text(encoding="utf-8", errors="replace")
+        _, mark, message = text.rpartition(ERROR_MARK)
+        return message.strip() if mark else "\n".join(text.strip().splitlines()[-15:])

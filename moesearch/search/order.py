@@ -1,0 +1,45 @@
+"""What the supervisor tells a worker process, and where both look for files. Imports neither torch nor MLflow."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moesearch.config.study import StudyConfig
+
+ERROR_MARK = "moesearch cannot go on: "
+"""Begins the last message in the log of a worker that leaves because of a person's mistake."""
+
+
+@dataclass(frozen=True)
+class WorkOrder:
+    """What a worker process has to know."""
+
+    config: StudyConfig
+    storage_url: str
+    runs: Path
+    tracking_uri: str | None
+    """None keeps MLflow out."""
+    device: str
+    """A device as torch names it."""
+
+    @property
+    def search_checkpoints(self) -> Path:
+        return self.runs / "checkpoints" / self.config.name
+
+    @property
+    def confirm_checkpoints(self) -> Path:
+        return self.search_checkpoints / "confirm"
+
+    def to_json(self) -> str:
+        """One line."""
+        values = {**asdict(self), "config": self.config.model_dump(mode="json"), "runs": str(self.runs)}
+        return json.dumps(values)
+
+    @classmethod
+    def from_json(cls, text: str) -> WorkOrder:
+        values: dict[str, Any] = json.loads(text)
+        config = StudyConfig.model_validate(values["config"])
+        return cls(**{**values, "config": config, "runs": Path(values["runs"])})

@@ -1,0 +1,138 @@
+"""A worker process: ``python -m moesearch.search.process``, started by the supervisor, never by hand.
+
+Its order comes as one line of JSON on standard input, which then stays open: when it closes, because the supervisor
+asks for a stop or is gone, the worker gives its trial back and leaves. The order is no argument of the process, where
+all users could read it, since a store's URL may hold a password.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import optuna
+from optuna.storages import RDBStorage
+
+from moesearch.cli import EXIT_USER_ERROR
+from moesearch.config.trial import TrialConfig
+from moesearch.errors import InputError, TrackingError
+from moesearch.model import cost
+from moesearch.results.records import ACTIVE_PARAMS, FLOPS_PER_TOKEN, TOTAL_PARAMS
+from moesearch.search.claims import Claims, requeue_stale, worker_name
+from moesearch.search.confirm import plan_confirmation
+from moesearch.search.order import ERROR_MARK, WorkOrder
+from moesearch.search.storage import open_storage, store_lock
+from moesearch.search.study import join_study
+from moesearch.search.view import RunView
+from moesearch.search.worker import Job, run_worker
+from moesearch.tracking.mlflow import MLflowTracker, prepare
+from moesearch.training.checkpoints import LaneCheckpoint, has_checkpoint, load_checkpoint, save_checkpoint
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DiskCheckpoints:
+    """Checkpoints in folders named by their keys."""
+
+    root: Path
+
+    def save(self, key: str, checkpoint: LaneCheckpoint) -> None:
+        save_checkpoint(checkpoint, self.root / key)
+
+    def load(self, key: str) -> LaneCheckpoint | None:
+        return load_checkpoint(self.root / key) if has_checkpoint(self.root / key) else None
+
+    def delete(self, key: str) -> None:
+        shutil.rmtree(self.root / key, ignore_errors=True)
+
+
+def work(order: WorkOrder, stop: threading.Event) -> None:
+    """Work off the search, then its confirmation."""
+    from moesearch.data.tokens import load_tokens
+    from moesearch.training.trainer import LaneTrainer
+
+    config = order.config
+    storage = open_storage(order.storage_url, on_stale=requeue_stale)
+    tokens = load_tokens(config.base.data)
+    trainer = LaneTrainer(tokens, device=order.device)
+    tracker = _open_tracker(order)
+
+    def facts(trial: TrialConfig) -> Mapping[str, int]:
+        return {
+            TOTAL_PARAMS: cost.total_params(trial, tokens.vocab_size),
+            ACTIVE_PARAMS: cost.active_params(trial, tokens.vocab_size),
+            FLOPS_PER_TOKEN: cost.flops_per_token(trial, tokens.vocab_size),
+        }
+
+    claims = _claims(storage, join_study(config, storage), config.num_trials)
+    job = Job(config, claims, RunView(tracker, config.name, "search"), facts)
+    run_worker(job, trainer, DiskCheckpoints(order.search_checkpoints), stop)
+    confirm = None if stop.is_set() or not claims.is_over() else plan_confirmation(config, storage)
+    if confirm is not None:
+        view = RunView(tracker, config.name, "confirm")
+        job = Job(config, _claims(storage, confirm, None), view, facts, keeps_checkpoints=True)
+        run_worker(job, trainer, DiskCheckpoints(order.confirm_checkpoints), stop)
+
+
+def _claims(storage: RDBStorage, study: optuna.Study, num_trials: int | None) -> Claims:
+    return Claims(study, storage, store_lock(storage.url), worker_name(), num_trials)
+
+
+def _open_tracker(order: WorkOrder) -> MLflowTracker | None:
+    if order.tracking_uri is None:
+        return None
+    try:
+        prepare(order.tracking_uri)
+        return MLflowTracker(order.tracking_uri, order.config.name, order.runs / "artifacts" / order.config.name)
+    except TrackingError as error:
+        _logger.warning("MLflow is left out, training goes on: %s", error)
+        return None
+
+
+def stop_at_end_of_input(stop: Callable[[], None]) -> None:
+    """Call ``stop`` when standard input closes; from a thread, which reads the descriptor itself.
+
+    A thread that waits inside ``sys.stdin`` would hold its lock when the interpreter ends.
+    """
+
+    def wait() -> None:
+        while os.read(0, 1024):
+            pass
+        stop()
+
+    threading.Thread(target=wait, name="stop", daemon=True).start()
+
+
+def main() -> int:
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", level=logging.WARNING)
+    order = WorkOrder.from_json(_read_line())
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the supervisor decides
+    stop_at_end_of_input(stop.set)
+    try:
+        work(order, stop)
+    except InputError as error:
+        sys.stderr.write(f"{ERROR_MARK}{error}\n")
+        return EXIT_USER_ERROR
+    return 0
+
+
+def _read_line() -> str:
+    # Unbuffered: what follows the line is for the thread that waits for the end.
+    line = bytearray()
+    while (byte := os.read(0, 1)) not in (b"\n", b""):
+        line += byte
+    return line.decode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

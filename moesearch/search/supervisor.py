@@ -1,0 +1,245 @@
+"""Runs a study on this machine: starts workers, sees dead ones, stops them in order, and settles the verdict.
+
+Everything that matters is in the store, so any number of supervisors may work on one study, and any may be killed.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import signal
+import socket
+import subprocess  # nosec B404: this interpreter's own modules, no shell
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from types import FrameType
+
+import optuna
+from optuna.storages import RDBStorage
+
+from moesearch.config.study import StudyConfig
+from moesearch.errors import InputError, MoesearchError
+from moesearch.results.records import CORPUS_FACTS, SESSION_PREFIX, confirm_study_name
+from moesearch.results.verdict import OpenedTest, Verdict
+from moesearch.search.claims import Claims, requeue_stale, worker_name
+from moesearch.search.confirm import new_opening, plan_confirmation, settle_verdict
+from moesearch.search.crew import Crew
+from moesearch.search.machine import Placement
+from moesearch.search.order import WorkOrder
+from moesearch.search.progress import Snapshot, hopeless, snapshot
+from moesearch.search.storage import open_storage, store_lock
+from moesearch.search.study import open_study
+
+SHOW_SECONDS = 1.0
+STOP_SECONDS = 10.0
+"""How long workers have to checkpoint and leave."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of the command ended."""
+
+    snapshot: Snapshot
+    verdict: Verdict | None
+    """None if nothing was confirmed."""
+    seconds: float
+    had_work: bool
+    """False if all that the study file asks for had been done before."""
+
+
+def run_study(
+    order: WorkOrder,
+    placement: Placement,
+    *,
+    fresh: bool,
+    command: str,
+    show: Callable[[Snapshot], None],
+) -> Outcome:
+    """Bring a study to the end that its file asks for, from wherever it stands.
+
+    Args:
+        order: what the workers are told.
+        placement: how many of them, and on which devices.
+        fresh: delete what the store holds of the study first.
+        command: the command line, for the record.
+        show: called about once a second with the state of the study.
+
+    Raises:
+        InputError: a person's mistake, here or in a worker.
+        KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; every trial is back in the queue.
+    """
+    started = time.monotonic()
+    storage = open_storage(order.storage_url, on_stale=requeue_stale)
+    study = open_study(order.config, storage, fresh=fresh, checkpoints=order.search_checkpoints)
+    _check_corpus(order.config, storage)
+    supervisor = _Supervisor(order, storage, study, show)
+    supervisor.recover()
+    had_work = supervisor.has_work()
+    if had_work:
+        with _session(storage, order, placement, command):
+            supervisor.run(placement)
+    verdict = supervisor.settle(placement.device)
+    return Outcome(supervisor.snapshot(), verdict, time.monotonic() - started, had_work)
+
+
+class _Supervisor:
+    def __init__(
+        self, order: WorkOrder, storage: RDBStorage, study: optuna.Study, show: Callable[[Snapshot], None]
+    ) -> None:
+        self.order = order
+        self.config = order.config
+        self.storage = storage
+        self.show = show
+        self.started = time.monotonic()
+        self.search = self._claims(study, self.config.num_trials)
+
+    def _claims(self, study: optuna.Study, num_trials: int | None) -> Claims:
+        return Claims(study, self.storage, store_lock(self.storage.url), worker_name(), num_trials)
+
+    def _confirm(self) -> Claims | None:
+        """The confirmation, once it was planned."""
+        name = confirm_study_name(self.config.name)
+        if name not in {study.study_name for study in self.storage.get_all_studies()}:
+            return None
+        return self._claims(optuna.load_study(study_name=name, storage=self.storage), None)
+
+    def recover(self) -> None:
+        """Put trials of dead workers back into the queue."""
+        self.search.recover()
+        confirm = self._confirm()
+        if confirm is not None:
+            confirm.recover()
+
+    def has_work(self) -> bool:
+        if not self.search.is_over():
+            return True
+        confirm = plan_confirmation(self.config, self.storage)
+        return confirm is not None and not self._claims(confirm, None).is_over()
+
+    def snapshot(self) -> Snapshot:
+        confirm = self._confirm()
+        return snapshot(
+            self.config,
+            self.search.study.get_trials(deepcopy=False),
+            () if confirm is None else confirm.study.get_trials(deepcopy=False),
+            time.monotonic() - self.started,
+        )
+
+    def run(self, placement: Placement) -> None:
+        """Keep workers at work until they leave of their own accord."""
+        with Crew(self.order, placement) as crew, _signals(crew):
+            shown = 0.0
+            while crew.is_at_work:
+                if crew.bury_the_dead():
+                    self.recover()
+                if time.monotonic() - shown >= SHOW_SECONDS:
+                    self.show(self.snapshot())
+                    shown = time.monotonic()
+                crew.wait()
+            if crew.is_stopping:
+                self.recover()
+                raise KeyboardInterrupt
+        reason = hopeless(self.search.study.get_trials(deepcopy=False))
+        if reason is not None:
+            raise InputError(f"study {self.config.name} stops: {reason}")
+
+    def settle(self, device: str) -> Verdict | None:
+        """The verdict on the confirmation runs. One supervisor at a time, so that the test split is opened once."""
+        with store_lock(self.storage.url, "verdict"):
+            return settle_verdict(self.config, self.storage, lambda keys: open_test_split(self.order, keys, device))
+
+
+def _check_corpus(config: StudyConfig, storage: RDBStorage) -> None:
+    """Record the text that the study is about, or see that it is still the same."""
+    from moesearch.data.corpora import load_corpus
+
+    facts = load_corpus(config.base.data).facts
+    facts.check_length(config.base.model.context)
+    study_id = storage.get_study_id_from_name(config.name)
+    stored = storage.get_study_system_attrs(study_id).get(CORPUS_FACTS)
+    if stored is not None and stored["sha256"] != facts.sha256:
+        raise InputError(
+            f"study {config.name} began on another text (sha256 {stored['sha256'][:12]}…, {facts.name} now has "
+            f"{facts.sha256[:12]}…); bring that text back, give the file a new `name:`, or start again with --fresh"
+        )
+    storage.set_study_system_attr(
+        study_id,
+        CORPUS_FACTS,
+        {
+            "name": facts.name,
+            "sha256": facts.sha256,
+            "characters": facts.num_characters,
+            "vocab_size": facts.vocab_size,
+            "train_tokens": facts.train_tokens,
+            "val_tokens": facts.val_tokens,
+            "test_tokens": facts.test_tokens,
+        },
+    )
+
+
+@contextmanager
+def _session(storage: RDBStorage, order: WorkOrder, placement: Placement, command: str) -> Iterator[None]:
+    """Record who ran the study, on what and when; one that was killed has no end."""
+    study_id = storage.get_study_id_from_name(order.config.name)
+    key = f"{SESSION_PREFIX}{uuid.uuid4().hex[:12]}"
+    facts = {
+        "started": time.time(),
+        "ended": None,
+        "workers": placement.num_workers,
+        "device": placement.device,
+        "host": socket.gethostname(),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "optuna", "mlflow")},
+        },
+        "command": command,
+    }
+    storage.set_study_system_attr(study_id, key, facts)
+    try:
+        yield
+    finally:
+        storage.set_study_system_attr(study_id, key, {**facts, "ended": time.time()})
+
+
+@contextmanager
+def _signals(crew: Crew) -> Iterator[None]:
+    """Ctrl-C or SIGTERM once lets the workers checkpoint and leave; twice ends them at once."""
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if crew.is_stopping:
+            crew.kill()
+        else:
+            crew.stop(STOP_SECONDS)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, on_signal) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def open_test_split(order: WorkOrder, keys: Sequence[str], device: str) -> OpenedTest | None:
+    """Evaluate confirmation models on the test split, in a process of its own; None where none is on this machine."""
+    request = {
+        "data": order.config.base.data.model_dump(mode="json"),
+        "folders": [str(order.confirm_checkpoints / key) for key in keys],
+        "device": device,
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "moesearch.search.sealed"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise MoesearchError(f"the test split could not be evaluated:\n{done.stderr.strip()}")
+    results = json.loads(done.stdout)
+    return new_opening([loss for loss, _ in results], [bpb for _, bpb in results]) if results else None
