@@ -94,7 +94,16 @@ def new_figure(height_inches: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
+def lay_out(figure: Figure) -> None:
+    """Fix the places of things, which else would be computed anew for every file: a third of a report's time."""
+    if figure.get_layout_engine() is not None:
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+
+
 def to_png(figure: Figure) -> bytes:
+    """The figure for where no page is: a summary, a chat."""
+    lay_out(figure)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=PNG_DPI, metadata={"Software": None})
     return stream.getvalue()
@@ -102,6 +111,7 @@ def to_png(figure: Figure) -> bytes:
 
 def to_svg(figure: Figure, name: str) -> str:
     """An ``<svg>`` element to stand in a page; ``name`` keeps its ids apart from those of other figures."""
+    lay_out(figure)
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     svg = stream.getvalue()

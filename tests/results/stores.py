@@ -10,13 +10,16 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage, InMemoryStorage
 from optuna.study import StudyDirection
 from optuna.trial import TrialState, create_trial
 
+from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob
+from moesearch.config.resolve import resolve
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
+from moesearch.errors import InfeasibleError
 from moesearch.model import cost
 from moesearch.results import records
 from moesearch.results.study import confirm_runs, read_study
@@ -48,6 +51,7 @@ BASE_PARAMS = {"moe.num_experts": 8, "moe.top_k": 2, "moe.init": "kaiming_normal
 
 def true_loss(params: Mapping[str, Any]) -> float:
     """A planted law: more experts help, xavier beats kaiming, noise costs a little."""
+    params = {**BASE_PARAMS, **params}
     loss = 2.30 - 0.03 * math.log2(params["moe.num_experts"]) - 0.02 * math.log2(params["moe.top_k"])
     loss += {"kaiming_normal": 0.08, "xavier_normal": 0.0, "normal": 0.04}[params["moe.init"]]
     return loss + (0.02 if params["moe.noise"] else 0.0)
@@ -60,11 +64,14 @@ class StoreBuilder:
     config: StudyConfig = field(default_factory=lambda: StudyConfig.model_validate(EXPERTS_TOPK))
     storage: BaseStorage = field(default_factory=InMemoryStorage)
     seed: int = 0
+    name: str = ""
+    """Name in the store, if it is not that of the study file."""
 
     def __post_init__(self) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.random = random.Random(self.seed)
-        study_id = self.storage.create_new_study([StudyDirection.MINIMIZE], self.config.name)
+        self.name = self.name or self.config.name
+        study_id = self.storage.create_new_study([StudyDirection.MINIMIZE], self.name)
         self.study_id = study_id
         self.storage.set_study_system_attr(study_id, records.STUDY_CONFIG, self.config.model_dump(mode="json"))
         self.storage.set_study_system_attr(
@@ -159,19 +166,15 @@ class StoreBuilder:
 
     def store_verdict(self) -> None:
         """What the end of a confirmation writes: the verdict, with the test split opened."""
-        results = read_study(self.storage, self.config.name)
+        results = read_study(self.storage, self.name)
         verdict = decide(confirm_runs(results), num_searched=results.num_configurations)
         test = OpenedTest((2.21, 2.22, 2.20), (3.19, 3.20, 3.17), opened_at=STARTED.timestamp() + 530)
         self.storage.set_study_system_attr(self.study_id, records.VERDICT, replace(verdict, test=test).to_json())
 
     def _resolve(self, params: Mapping[str, Any], seed: int) -> TrialConfig | None:
-        values = self.config.base.model_dump(mode="json")
-        for path, value in params.items():
-            section, name = path.split(".")
-            values[section][name] = value
         try:
-            return TrialConfig.model_validate({**values, "seed": seed})
-        except ValueError:
+            return resolve(self.config.base, params, seed=seed)
+        except InfeasibleError:
             return None
 
     def _point(self, config: TrialConfig, milestone: int, final: float, outcome: str) -> EvalPoint:
@@ -204,9 +207,7 @@ class StoreBuilder:
         values: dict[int, float],
         confirm: bool,
     ) -> None:
-        distributions: dict[str, BaseDistribution] = {
-            path: CategoricalDistribution(EXPERTS_TOPK["search"][path]["choices"]) for path in params
-        }
+        distributions = {path: _distribution(self.config.search[path]) for path in params}
         if outcome in ("infeasible", "diverged", "out_of_memory"):
             system |= {"constraints": [1.0], "constraints:feasible": 1.0}
         state = {
@@ -234,9 +235,19 @@ class StoreBuilder:
 
     def _confirm_study(self) -> int:
         if self.confirm_id is None:
-            name = records.confirm_study_name(self.config.name)
+            name = records.confirm_study_name(self.name)
             self.confirm_id = self.storage.create_new_study([StudyDirection.MINIMIZE], name)
         return self.confirm_id
+
+
+def _distribution(knob: Knob) -> BaseDistribution:
+    match knob:
+        case CategoricalKnob():
+            return CategoricalDistribution(knob.choices)
+        case IntKnob():
+            return IntDistribution(knob.low, knob.high, log=knob.log)
+        case FloatKnob():
+            return FloatDistribution(knob.low, knob.high, log=knob.log)
 
 
 LEADERS: tuple[dict[str, Any], ...] = (
@@ -245,6 +256,11 @@ LEADERS: tuple[dict[str, Any], ...] = (
     {"moe.num_experts": 8, "moe.top_k": 4, "moe.init": "xavier_normal", "moe.noise": False},
     BASE_PARAMS,
 )
+
+
+def study_config(**changes: Any) -> StudyConfig:
+    """The experts_topk study with some of its fields changed."""
+    return StudyConfig.model_validate({**EXPERTS_TOPK, **changes})
 
 
 def finished_study(**kwargs: Any) -> StoreBuilder:
