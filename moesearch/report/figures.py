@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import matplotlib.colors
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -12,12 +11,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from moesearch.config.labels import short_value
-from moesearch.report.canvas import BASE, BEST, GRID, INK, MUTED, OTHER, PAPER, PRUNED, new_figure
+from moesearch.report.canvas import BASE, BEST, INK, MUTED, OTHER, PAPER, PRUNED, new_figure
 from moesearch.report.numbers import OBJECTIVES, compact, percent
 from moesearch.results.compute import Compute
-from moesearch.results.effects import Effects
-from moesearch.results.importance import Importance
 from moesearch.results.study import StudyResults
 from moesearch.results.verdict import Verdict
 
@@ -26,7 +22,6 @@ MAX_CURVES = 200
 ROW_INCHES = 0.34
 # A dozen configurations, labelled, is what one looks at; the rest is in the table and in trials.csv.
 MAX_ROWS = 12
-_SEQUENTIAL = matplotlib.colors.LinearSegmentedColormap.from_list("blues", ["#f3f7fc", "#9cc3ee", "#2f78c4", "#0b3b73"])
 
 
 def ranking_figure(results: StudyResults) -> Figure:
@@ -40,7 +35,8 @@ def ranking_figure(results: StudyResults) -> Figure:
     for row, candidate in enumerate(candidates):
         colour = BEST if row == 0 else BASE if candidate.is_baseline else OTHER
         losses = runs.loc[runs["fingerprint"] == candidate.fingerprint, "val_loss"]
-        axes.scatter(losses, [row] * len(losses), s=14, color=colour, alpha=0.55, linewidth=0, zorder=3)
+        size, alpha = (14, 0.55) if is_confirmed else (30, 0.9)
+        axes.scatter(losses, [row] * len(losses), s=size, color=colour, alpha=alpha, linewidth=0, zorder=3)
         if candidate.low is not None and candidate.high is not None:
             axes.hlines(row, candidate.low, candidate.high, color=colour, linewidth=2.2, zorder=2)
             axes.vlines(candidate.mean, row - 0.16, row + 0.16, color=colour, linewidth=2.2, zorder=4)
@@ -56,8 +52,8 @@ def ranking_figure(results: StudyResults) -> Figure:
                     zorder=5,
                 )
         suffix = ", baseline" if candidate.is_baseline else ""
-        _row_label(axes, row, f"{candidate.label}{suffix}", f"{candidate.mean:.4f}", bold=row == 0)
-    _rows(axes, len(candidates), f"validation loss (nats per token){'' if is_confirmed else ', in the search'}")
+        row_label(axes, row, f"{candidate.label}{suffix}", f"{candidate.mean:.4f}", bold=row == 0)
+    style_rows(axes, len(candidates), f"validation loss (nats per token){'' if is_confirmed else ', in the search'}")
     return figure
 
 
@@ -73,8 +69,8 @@ def differences_figure(verdict: Verdict) -> Figure:
         axes.scatter(other.difference, row, s=34, facecolor=face, edgecolor=colour, linewidth=1.5, zorder=3)
         suffix = ", baseline" if other.is_baseline else ""
         said = "" if other.is_shown else ", not shown"
-        _row_label(axes, row, f"{other.label}{suffix}", f"+{other.difference:.4f}{said}")
-    _rows(axes, len(comparisons), "extra loss against the best (nats per token)")
+        row_label(axes, row, f"{other.label}{suffix}", f"+{other.difference:.4f}{said}")
+    style_rows(axes, len(comparisons), "extra loss against the best (nats per token)")
     return figure
 
 
@@ -139,6 +135,8 @@ def curves_figure(results: StudyResults) -> Figure:
             axes.scatter(ends[:, 0], ends[:, 1], marker="x", s=16, color=MUTED, linewidth=1, zorder=3)
     for number, name, colour in _highlighted(results):
         line = curves[curves["number"] == number]
+        if line.empty:
+            continue
         axes.plot(line["tokens"].astype(float), line["val_loss"], color=colour, linewidth=2.2, label=name, zorder=4)
     axes.autoscale_view()
     axes.set_ylim(*_loss_limits(curves[np.isin(outcomes, ["complete", "pruned", "running"])]))
@@ -153,107 +151,6 @@ def curves_figure(results: StudyResults) -> Figure:
     return figure
 
 
-def importance_figure(importance: Importance) -> Figure:
-    """A bar per knob."""
-    shares = importance.shares
-    figure, axes = new_figure(0.5 + ROW_INCHES * 1.25 * len(shares))
-    rows = range(len(shares))
-    axes.barh(rows, list(shares.values()), height=0.38, color=BEST)
-    for row, (path, share) in enumerate(shares.items()):
-        _row_label(axes, row, path, f"{percent(share)}")
-    axes.set_xlim(0, max([*shares.values(), 0.01]))
-    _rows(axes, len(shares), "")
-    axes.set_xticks([])
-    axes.grid(False)
-    return figure
-
-
-def effect_figure(results: StudyResults, effects: Effects, path: str) -> Figure:
-    """The objective at each value of a knob: a dot per complete trial, a bar at their mean. One scale for all knobs."""
-    values = effects.evened_out(path)
-    levels = effects.levels[path]
-    names = [name for name in levels.cat.categories if (levels == name).any()]
-    figure, axes = new_figure(2.3)
-    for place, name in enumerate(names):
-        dots = _even_sample_of(values[levels == name])
-        # A fixed spread instead of a random one: the same data, the same picture.
-        spread = np.linspace(-0.16, 0.16, len(dots)) if len(dots) > 1 else np.zeros(1)
-        axes.scatter(place + spread, dots, s=15, color=OTHER, edgecolor=PAPER, linewidth=0.5, zorder=3)
-        mean = float(values[levels == name].mean())
-        axes.hlines(mean, place - 0.34, place + 0.34, color=BEST, linewidth=2.4, zorder=2)
-        axes.annotate(
-            f"{mean:.4f}",
-            (place, mean),
-            xytext=(0, 8),
-            textcoords="offset points",
-            ha="center",
-            color=BEST,
-            weight="bold",
-            size=8,
-            bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
-            zorder=4,
-        )
-    axes.set_xticks(range(len(names)), names)
-    axes.set_xlim(-0.6, len(names) - 0.4)
-    axes.set_ylim(*_effect_limits(effects))
-    axes.set_xlabel(path)
-    axes.set_ylabel(OBJECTIVES[results.config.objective])
-    axes.grid(False, axis="x")
-    return figure
-
-
-def _effect_limits(effects: Effects) -> tuple[float, float]:
-    """One scale for all knobs, so that their effects can be compared by eye."""
-    values = np.concatenate([effects.evened_out(path).to_numpy() for path in effects.varied])
-    low, high = float(values.min()), float(values.max())
-    room = max(0.1 * (high - low), 1e-4)
-    return low - room, high + 2 * room  # names of the means stand above them
-
-
-def pair_figure(results: StudyResults, effects: Effects, row_path: str, column_path: str) -> Figure:
-    """Mean objective at each pair of values of two knobs, darker is lower; a number and a count in each cell."""
-    values = effects.evened_out(row_path, column_path)
-    rows, columns = (effects.levels[path] for path in (row_path, column_path))
-    means = pd.crosstab(rows, columns, values=values, aggfunc="mean", dropna=False)
-    counts = pd.crosstab(rows, columns, dropna=False)
-    figure, axes = new_figure(0.85 + 0.5 * len(means))
-    low, high = float(np.nanmin(means)), float(np.nanmax(means))
-    shade = matplotlib.colors.Normalize(low, high if high > low else low + 1)
-    for y, row in enumerate(means.index):
-        for x, column in enumerate(means.columns):
-            mean = means.loc[row, column]
-            if pd.isna(mean):
-                why = _why_empty(results, {row_path: row, column_path: column})
-                axes.text(x, y, why, ha="center", va="center", color=MUTED, size=7.5)
-                continue
-            colour = _SEQUENTIAL(1 - shade(mean))
-            axes.add_patch(_cell(x, y, matplotlib.colors.to_hex(colour)))
-            ink = "#101418" if _luminance(colour) > 0.3 else "#fdfdfe"
-            axes.text(x, y - 0.1, f"{mean:.4f}", ha="center", va="center", color=ink, weight="bold")
-            axes.text(x, y + 0.27, f"n = {counts.loc[row, column]}", ha="center", va="center", color=ink, size=7)
-    axes.set_xlim(-0.5, len(means.columns) - 0.5)
-    axes.set_ylim(len(means) - 0.5, -0.5)
-    axes.set_xticks(range(len(means.columns)), list(means.columns))
-    axes.set_yticks(range(len(means)), list(means.index))
-    axes.set_xlabel(column_path)
-    axes.set_ylabel(row_path)
-    axes.grid(False)
-    axes.spines["bottom"].set_visible(False)
-    axes.tick_params(length=0)
-    return figure
-
-
-def _why_empty(results: StudyResults, pair: Mapping[str, str]) -> str:
-    """Why a pair of values has no complete trial."""
-    trials = results.trials
-    tried = np.logical_and.reduce([trials[path].map(short_value) == value for path, value in pair.items()])
-    outcomes = set(trials.loc[tried, "outcome"])
-    for outcome in ("pruned", "running", "infeasible", "diverged", "out_of_memory", "error"):
-        if outcome in outcomes:
-            return outcome.replace("_", " ")
-    return "not tried"
-
-
 def compute_figure(compute: Compute) -> Figure:
     """Training FLOPs by what became of them, and what pruning saved, hatched."""
     bars = [(spending.group, spending.num_trials, spending.active_flops) for spending in compute.spendings]
@@ -262,19 +159,19 @@ def compute_figure(compute: Compute) -> Figure:
     for row, (group, count, flops) in enumerate(bars):
         axes.barh(row, flops, height=0.38, color=PRUNED if group == "pruned" else BEST)
         trials = "trial" if count == 1 else "trials"
-        _row_label(axes, row, f"{group}, {count:,} {trials}", f"{compact(flops)} FLOPs, {percent(flops / total)}")
+        row_label(axes, row, f"{group}, {count:,} {trials}", f"{compact(flops)} FLOPs, {percent(flops / total)}")
     if compute.saved_flops:
         row = len(bars)
         axes.barh(row, compute.saved_flops, height=0.38, facecolor=PAPER, edgecolor=MUTED, hatch="////", linewidth=0.8)
-        _row_label(axes, row, "saved by pruning", f"{compact(compute.saved_flops)} FLOPs never spent")
+        row_label(axes, row, "saved by pruning", f"{compact(compute.saved_flops)} FLOPs never spent")
     axes.set_xlim(0, max([flops for _, _, flops in bars] + [compute.saved_flops, 1.0]))
-    _rows(axes, len(bars) + bool(compute.saved_flops), "")
+    style_rows(axes, len(bars) + bool(compute.saved_flops), "")
     axes.set_xticks([])
     axes.grid(False)
     return figure
 
 
-def _rows(axes: Axes, count: int, label: str) -> None:
+def style_rows(axes: Axes, count: int, label: str) -> None:
     """A list of rows, first on top, named above their marks so that the names take no width."""
     axes.set_ylim(count - 0.6, -0.75)
     axes.set_yticks([])
@@ -285,7 +182,7 @@ def _rows(axes: Axes, count: int, label: str) -> None:
     axes.spines["bottom"].set_visible(bool(label))
 
 
-def _row_label(axes: Axes, row: int, name: str, value: str, *, bold: bool = False) -> None:
+def row_label(axes: Axes, row: int, name: str, value: str, *, bold: bool = False) -> None:
     weight = "bold" if bold else "normal"
     place = axes.get_yaxis_transform()
     ground = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}  # over the grid's lines
@@ -309,13 +206,16 @@ def _minor_label(axes: Axes, count: float) -> str:
 
 
 def _loss_limits(curves: pd.DataFrame) -> tuple[float, float]:
-    """From the lowest loss to the highest of the second milestone: the fall from chance would flatten all the rest."""
+    """From the lowest loss to the highest of the second milestone: the fall from chance would flatten all the rest.
+
+    While the curves are short, that fall is what there is to see.
+    """
     if curves.empty:
         return 0.0, 1.0
     low = float(curves["val_loss"].min())
-    later = curves[curves["milestone"] >= min(2, int(curves["milestone"].max()))]
-    high = float(later["val_loss"].max())
-    room = max(0.05 * (high - low), 1e-3)
+    first = 2 if curves["milestone"].max() > 3 else 1
+    high = float(curves.loc[curves["milestone"] >= first, "val_loss"].max())
+    room = max(0.05 * (high - low), 0.01)
     return low - room, high + room
 
 
@@ -337,23 +237,3 @@ def _even_sample(curves: pd.DataFrame) -> pd.DataFrame:
     if len(numbers) <= MAX_CURVES:
         return curves
     return curves[curves["number"].isin(numbers[:: -(-len(numbers) // MAX_CURVES)])]
-
-
-def _even_sample_of(values: pd.Series[float]) -> pd.Series[float]:
-    """At most ``MAX_CURVES`` values, evenly over their order, both ends in."""
-    if len(values) <= MAX_CURVES:
-        return values
-    ordered = values.sort_values()
-    return ordered.iloc[np.linspace(0, len(ordered) - 1, MAX_CURVES).astype(int)]
-
-
-def _cell(x: float, y: float, colour: str) -> matplotlib.patches.Rectangle:
-    return matplotlib.patches.Rectangle(
-        (x - 0.48, y - 0.47), 0.96, 0.94, facecolor=colour, edgecolor=GRID, linewidth=0.6
-    )
-
-
-def _luminance(colour: Sequence[float]) -> float:
-    """Relative luminance, 0 to 1 (WCAG 2)."""
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

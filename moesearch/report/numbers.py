@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import pandas as pd
 
 OBJECTIVES = {"val_loss": "validation loss (nats per token)", "val_bpb": "validation bits per byte"}
 """Objective of a study -> what stands beside an axis."""
@@ -22,12 +22,12 @@ def compact(count: float) -> str:
 
 def exact(count: float | None) -> str:
     """Every digit, thousands separated."""
-    return MISSING if count is None or math.isnan(count) else f"{count:,.0f}"
+    return MISSING if pd.isna(count) else f"{count:,.0f}"
 
 
 def loss(value: float | None) -> str:
     """Four decimals."""
-    return MISSING if value is None or math.isnan(value) else f"{value:.4f}"
+    return MISSING if pd.isna(value) else f"{value:.4f}"
 
 
 def percent(fraction: float) -> str:
@@ -36,7 +36,7 @@ def percent(fraction: float) -> str:
 
 def duration(seconds: float | None) -> str:
     """``58 s``, ``9 min 12 s``, ``3 h 5 min``."""
-    if seconds is None or math.isnan(seconds):
+    if pd.isna(seconds):
         return MISSING
     if seconds < 59.5:
         return f"{seconds:.0f} s" if seconds >= 9.95 or seconds == 0 else f"{seconds:.1f} s"

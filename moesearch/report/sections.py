@@ -11,18 +11,16 @@ from collections.abc import Callable
 from moesearch.config.dumper import dump_yaml
 from moesearch.config.labels import short_value
 from moesearch.errors import UnknownStudyError
-from moesearch.report import figures
+from moesearch.report import figures, knob_figures
 from moesearch.report.blocks import Block, Facts, Gallery, Picture, Section, Snippet, Table, Text
-from moesearch.report.numbers import MISSING, OBJECTIVES, compact, duration, exact, loss, percent
+from moesearch.report.numbers import OBJECTIVES, compact, duration, exact, percent
+from moesearch.report.ranking import ranking_section
 from moesearch.results import wording
 from moesearch.results.compute import compute_spent
 from moesearch.results.effects import knob_effects
 from moesearch.results.importance import knob_importance
 from moesearch.results.provenance import choose, export_yaml, transfer_limits
 from moesearch.results.study import StudyResults
-from moesearch.results.verdict import Candidate
-
-MAX_TABLE_ROWS = 20
 
 
 def verdict_section(results: StudyResults) -> Section:
@@ -73,7 +71,9 @@ def recommended_section(results: StudyResults) -> Section | None:
         Snippet("best.yaml", export_yaml(results)),
         Snippet("Train it for its full budget", "python -m moesearch.train best.yaml", in_summary=True),
     ]
-    return Section("recommended", "Recommended", f"Recommended: {exported.label}", tuple(blocks))
+    is_confirmed = results.verdict.conclusion != "unconfirmed"
+    title = f"{'Recommended' if is_confirmed else 'Leading, not confirmed'}: {exported.label}"
+    return Section("recommended", "Recommended", title, tuple(blocks))
 
 
 def _cheaper_leader(results: StudyResults) -> str | None:
@@ -89,99 +89,6 @@ def _cheaper_leader(results: StudyResults) -> str | None:
     return (
         f"Among the leaders, which were not shown to differ, {labels[cheapest]} is the cheapest: "
         f"{exact(costs.min())} forward FLOPs per token."
-    )
-
-
-def ranking_section(results: StudyResults) -> Section | None:
-    """Intervals of the compared configurations, and a table of all."""
-    verdict = results.verdict
-    if results.ranking.empty:
-        return None
-    blocks: list[Block] = []
-    pictures: list[Picture] = []
-    if verdict.ranking:
-        is_confirmed = verdict.conclusion != "unconfirmed"
-        interval = f"{percent(verdict.confidence)} interval of the mean over fresh seeds"
-        caption = (
-            f"Bar: {interval}. Dots: seeds. Diamond: value in the search."
-            if is_confirmed
-            else "Values of the search, which chose by them; not confirmed on fresh seeds."
-        )
-        described = "; ".join(f"{candidate.label} {candidate.mean:.4f}" for candidate in verdict.ranking)
-        title = "Confirmed losses" if is_confirmed else "Leaders of the search"
-        pictures.append(Picture("ranking", title, figures.ranking_figure(results), described, caption, in_summary=True))
-    if verdict.comparisons:
-        described = "; ".join(
-            f"{other.label} +{other.difference:.4f}, interval {other.low:.4f} to {other.high:.4f}"
-            for other in verdict.comparisons
-        )
-        caption = (
-            "Corrected for the number of comparisons (Holm). An interval that holds zero, with a hollow dot, shows "
-            "no difference."
-        )
-        figure = figures.differences_figure(verdict)
-        pictures.append(Picture("differences", "Against the best", figure, described, caption, in_summary=True))
-    if pictures:
-        blocks.append(Gallery(tuple(pictures)))
-    blocks.append(_ranking_table(results))
-    if verdict.num_seeds > 1 and verdict.conclusion != "unconfirmed":
-        blocks.append(_seeds_table(results))
-    return Section("ranking", "Ranking", "Ranking", tuple(blocks))
-
-
-def _ranking_table(results: StudyResults) -> Table:
-    verdict = results.verdict
-    is_confirmed = verdict.conclusion not in ("unconfirmed", "nothing")
-    confirmed = {candidate.fingerprint: candidate for candidate in verdict.ranking} if is_confirmed else {}
-    places = {fingerprint: place for place, fingerprint in enumerate(confirmed)}
-    ranking = results.ranking.assign(place=results.ranking["fingerprint"].map(places))
-    ranking = ranking.sort_values(["place", "rank"], na_position="last").head(MAX_TABLE_ROWS)
-    rows: list[tuple[str, ...]] = []
-    for place, row in enumerate(ranking.to_dict("records"), start=1):
-        candidate = confirmed.get(str(row["fingerprint"]))
-        rows.append(
-            (
-                str(place),
-                str(row["label"]) + (" (baseline)" if row["fingerprint"] == results.baseline_fingerprint else ""),
-                MISSING if candidate is None else _with_margin(candidate),
-                loss(row["value"]) if row["num_seeds"] else f"pruned at {loss(row['val_loss'])}",
-                exact(row["num_seeds"]),
-                exact(row["active_params"]),
-                exact(row["total_params"]),
-                exact(row["flops_per_token"]),
-                duration(row["train_seconds"]),
-            )
-        )
-    more = len(results.ranking) - len(rows)
-    return Table(
-        f"Configurations, best first: confirmed ones, then by the search's {OBJECTIVES[results.config.objective]}"
-        + (f"; {more:,} more in trials.csv" if more > 0 else ""),
-        ("", "configuration", "confirmed", "search", "seeds", "active params", "total params", "FLOPs/token", "time"),
-        tuple(rows),
-        num_names=2,
-        row_name=1,
-        in_summary=True,
-    )
-
-
-def _with_margin(candidate: Candidate) -> str:
-    if candidate.high is None:
-        return loss(candidate.mean)
-    return f"{loss(candidate.mean)} ± {candidate.high - candidate.mean:.4f}"
-
-
-def _seeds_table(results: StudyResults) -> Table:
-    """Every confirmation loss: what the statistics are made from."""
-    runs = results.confirm[results.confirm["outcome"] == "complete"]
-    losses = runs.pivot_table(index="fingerprint", columns="replicate", values="val_loss")
-    by_config = losses.to_dict("index")
-    return Table(
-        "Validation loss of each confirmation run, one column per seed index; a column shares its order of batches",
-        ("configuration", *(f"seed {seed}" for seed in losses.columns)),
-        tuple(
-            (candidate.label, *map(loss, by_config[candidate.fingerprint].values()))
-            for candidate in results.verdict.ranking
-        ),
     )
 
 
@@ -222,8 +129,9 @@ def curves_section(results: StudyResults) -> Section | None:
         return None
     counts = results.trials["outcome"].value_counts()
     complete, pruned = int(counts.get("complete", 0)), int(counts.get("pruned", 0))
-    wall = duration(results.wall_seconds)
-    text = f"{complete:,} trials were trained to the end and {pruned:,} pruned, in {wall} of wall time so far."
+    text = f"Trained to the end: {complete:,}; pruned: {pruned:,}."
+    if results.sessions:
+        text += f" Wall time, confirmation included: {duration(results.wall_seconds)}."
     if compute.saved_flops:
         text += (
             f" Pruning saved {percent(compute.saved_fraction)} of the training FLOPs that the study would have cost: "
@@ -234,7 +142,8 @@ def curves_section(results: StudyResults) -> Section | None:
         "Learning curves",
         figures.curves_figure(results),
         f"Validation loss over training tokens of {complete} complete and {pruned} pruned trials",
-        "Grey with a cross: pruned there. The axis starts at the second evaluation, so that the end can be told apart."
+        "Grey with a cross: pruned there. The axis leaves out the fall before the second evaluation, so that the ends "
+        "can be told apart."
         + (f" An even sample of {figures.MAX_CURVES} each." if len(results.trials) > figures.MAX_CURVES else ""),
         in_summary=True,
     )
@@ -258,10 +167,10 @@ def knobs_section(results: StudyResults) -> Section | None:
     pictures: list[Picture] = []
     if importance.shares:
         described = ", ".join(f"{path} {percent(share)}" for path, share in importance.shares.items())
-        figure = figures.importance_figure(importance)
+        figure = knob_figures.importance_figure(importance)
         pictures.append(Picture("importance", "Importance of each knob", figure, described, in_summary=True))
     if pair := _pair(results, effects.varied):
-        figure = figures.pair_figure(results, effects, *pair)
+        figure = knob_figures.pair_figure(results, effects, *pair)
         title = f"{_leaf(pair[0])} and {_leaf(pair[1])} together"
         described = f"Mean {OBJECTIVES[results.config.objective]} at each pair of {pair[0]} and {pair[1]}"
         caption = "Mean of the complete trials in each cell; darker is lower."
@@ -269,7 +178,7 @@ def knobs_section(results: StudyResults) -> Section | None:
     for path in effects.varied:
         means = effects.evened_out(path).groupby(effects.levels[path], observed=True).mean()
         described = "; ".join(f"{level}: {mean:.4f}" for level, mean in means.items())
-        figure = figures.effect_figure(results, effects, path)
+        figure = knob_figures.effect_figure(results, effects, path)
         pictures.append(Picture(f"effect_{path.replace('.', '_')}", f"Effect of {_leaf(path)}", figure, described))
     num_pruned = int((results.trials["outcome"] == "pruned").sum())
     evened = (

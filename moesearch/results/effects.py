@@ -74,7 +74,7 @@ def _levels(values: pd.Series[Any], knob: Knob) -> pd.Series[Any]:
 
 def _ranges(values: pd.Series[float]) -> pd.Series[Any]:
     edges = np.unique(np.quantile(values, np.linspace(0, 1, NUM_BINS + 1)))
-    names = [f"{low:.2g} to {high:.2g}" for low, high in pairwise(edges)]
+    names = [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
     # The first range has its low end in it.
     places = np.clip(np.searchsorted(edges, values, side="left") - 1, 0, len(names) - 1)
     return pd.Series(

@@ -157,7 +157,7 @@ class StudyResults:
         """
         count = len(self.search_trials)
         if not 0 <= number < count:
-            held = f"its {count:,} trials are numbered 0 to {count - 1}" if count else "it has no trials yet"
+            held = f"its trials are numbered 0 to {count - 1}" if count else "it has no trials yet"
             raise UnknownStudyError(f"study {self.name} has no trial {number}; {held}")
         return self.search_trials[number]
 

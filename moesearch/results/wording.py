@@ -17,6 +17,11 @@ def nats(value: float) -> str:
     return f"{value:.4f} nats"
 
 
+def percent(value: float) -> str:
+    """Two decimals, or two digits where that would be 0.00."""
+    return f"{value:.2f} %" if abs(value) >= 0.1 or value == 0 else f"{value:.2g} %"
+
+
 def joined(words: Sequence[str]) -> str:
     """``a``, ``a and b``, ``a, b and c``."""
     return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]])) if words else ""
@@ -103,7 +108,7 @@ def _winner(verdict: Verdict, best: Candidate, runner_up: Comparison) -> str:
     name = f"{runner_up.label} (the baseline)" if runner_up.is_baseline else runner_up.label
     others = "" if len(verdict.comparisons) == 1 else f"the runner-up, {name}"
     return (
-        f"{best.label} is best: {nats(best.mean)}, {nats(runner_up.difference)} ({runner_up.percent:.2f} %) below "
+        f"{best.label} is best: {nats(best.mean)}, {nats(runner_up.difference)} ({percent(runner_up.percent)}) below "
         f"{others or name}, at {verdict.confidence * 100:g} % confidence ({verdict.num_seeds} fresh seeds each, paired"
         f"{', Holm-corrected' if others else ''})."
         f"{_baseline(verdict, runner_up)}"
@@ -113,7 +118,7 @@ def _winner(verdict: Verdict, best: Candidate, runner_up: Comparison) -> str:
 def _no_difference(verdict: Verdict, best: Candidate, runner_up: Comparison) -> str:
     text = (
         f"No difference was shown between the leaders {joined(verdict.leaders)}. {best.label} has the lowest mean, "
-        f"{nats(best.mean)}, {nats(runner_up.difference)} ({runner_up.percent:.2f} %) below {runner_up.label}"
+        f"{nats(best.mean)}, {nats(runner_up.difference)} ({percent(runner_up.percent)}) below {runner_up.label}"
         f"{_interval(verdict, runner_up.low, runner_up.high)}. "
     )
     if verdict.seeds_needed is None:
@@ -130,5 +135,5 @@ def _baseline(verdict: Verdict, already_said: Comparison) -> str:
     for other in verdict.comparisons:
         if other.is_baseline and other is not already_said:
             shown = "It beats" if other.is_shown else "It was not shown to beat"
-            return f" {shown} the baseline, {other.label}, by {nats(other.difference)} ({other.percent:.2f} %)."
+            return f" {shown} the baseline, {other.label}, by {nats(other.difference)} ({percent(other.percent)})."
     return ""

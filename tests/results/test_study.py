@@ -126,5 +126,5 @@ def test_a_study_of_another_version_is_refused_in_words() -> None:
 def test_an_unknown_trial_says_which_there_are() -> None:
     builder = StoreBuilder()
     builder.add()
-    with pytest.raises(UnknownStudyError, match="has no trial 7; its 1 trials are numbered 0 to 0"):
+    with pytest.raises(UnknownStudyError, match="has no trial 7; its trials are numbered 0 to 0"):
         read_study(builder.storage, "experts_topk").trial_config(7)
