@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob
 from moesearch.config.messages import Finding, JsonSchema, Written, expectation, must_be, shown, shown_as
 from moesearch.config.resolve import field_names, field_schema, field_value, is_feasible, resolve, unknown_path
-from moesearch.config.space import contains, num_values, points, size, values
+from moesearch.config.space import contains, num_values, points, size, value_at
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import BUDGET_UNITS
 from moesearch.errors import InfeasibleError
@@ -48,7 +48,8 @@ def check_form(raw: Mapping[str, Any], written: Written) -> Iterator[Finding]:
         for path, value in search.items():
             found = list(_check_knob(path, value, written))
             yield from found
-            knobs[path] = None if found else _knob(value)
+            knob = None if found else _knob(value)
+            knobs[path] = knob and _normalized_knob(path, knob)
         yield from _check_budget(search, raw.get("base"))
     if isinstance(enqueue, list):
         for index, point in enumerate(enqueue):
@@ -70,14 +71,15 @@ def check_feasibility(study: StudyConfig) -> Iterator[Finding]:
 
 def normalized(study: StudyConfig) -> StudyConfig:
     """The study with choices and first tries as their fields hold them: 2.0 experts are 2."""
-    search = {
-        path: knob.model_copy(update={"choices": tuple(field_value(path, choice) for choice in knob.choices)})
-        if isinstance(knob, CategoricalKnob)
-        else knob
-        for path, knob in study.search.items()
-    }
+    search = {path: _normalized_knob(path, knob) for path, knob in study.search.items()}
     enqueue = tuple({path: field_value(path, value) for path, value in point.items()} for point in study.enqueue)
     return study.model_copy(update={"search": search, "enqueue": enqueue})
+
+
+def _normalized_knob(path: str, knob: Knob) -> Knob:
+    if not isinstance(knob, CategoricalKnob):
+        return knob
+    return knob.model_copy(update={"choices": tuple(field_value(path, choice) for choice in knob.choices)})
 
 
 def _knob(value: object) -> Knob | None:
@@ -152,9 +154,9 @@ def _check_point(
             yield Finding(place, unknown_path(path))
         elif path not in knobs:
             yield Finding(place, f" is no knob of this search; set base.{path}, or add it to search")
-        elif (knob := knobs[path]) is not None and not (
-            _fits(path, value) and contains(knob, field_value(path, value))
-        ):
+        elif isinstance(value, dict | list) or (knob := knobs[path]) is None:
+            pass  # the form of the value or of its knob is wrong, which pydantic reports
+        elif not (_fits(path, value) and contains(knob, field_value(path, value))):
             yield Finding(place, f" must be {_allowed(knob)} (given {shown_as(value, written(place))})")
 
 
@@ -203,7 +205,8 @@ def _candidates(study: StudyConfig, fixed: Mapping[str, object]) -> Iterator[dic
 
 
 def _drawn(knob: Knob, draw: random.Random) -> object:
-    if num_values(knob) is None:
-        assert isinstance(knob, FloatKnob)
-        return draw.uniform(knob.low, knob.high)
-    return draw.choice(values(knob))
+    count = num_values(knob)
+    if count is not None:
+        return value_at(knob, draw.randrange(count))
+    assert isinstance(knob, FloatKnob)
+    return draw.uniform(knob.low, knob.high)

@@ -222,6 +222,9 @@ class _Reader:
             case ScalarEvent(value=text, style=None):
                 return _Scalar(plain_scalar(text), text)
             case ScalarEvent(value=text):
+                if not _is_whole(text):
+                    self._report(_line(event), f"{shown_key(text)} holds half a character; write the whole")
+                    text = ""
                 return _Scalar(text, json.dumps(text, ensure_ascii=False))
             case SequenceStartEvent():
                 items = []
@@ -243,6 +246,8 @@ class _Reader:
             self._report(line, "the name of a field must be plain text, not a list, mapping or alias")
         elif key.value == "<<" and key.style is None:
             self._report(line, "merge keys (<<) are not supported; write the fields out")
+        elif not _is_whole(key.value):
+            pass  # reported with the key itself
         elif key.value in fields:
             self._report(line, f"{shown_key(key.value)} is given twice (first on line {fields[key.value].line})")
         else:
@@ -288,6 +293,11 @@ def shown_key(key: str) -> str:
     """A key as it can be printed: escapes and long ones are tamed."""
     text = key if key.isprintable() and key else json.dumps(key)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_whole(text: str) -> bool:
+    """Whether no surrogate stands alone: an escape can write one, and no UTF-8 text can hold it."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _shown_tag(tag: str) -> str:

@@ -27,11 +27,11 @@ class IntKnob(Section):
     """A whole number from ``low`` to ``high``, both included."""
 
     type: Literal["int"]
-    low: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE]
+    low: Annotated[int, Field(ge=-(10**15), le=10**15), WHOLE]
     """Smallest value."""
-    high: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE]
+    high: Annotated[int, Field(ge=-(10**15), le=10**15), WHOLE]
     """Largest value."""
-    step: Annotated[int, Field(ge=1, lt=2**63), WHOLE] = 1
+    step: Annotated[int, Field(ge=1, le=10**15), WHOLE] = 1
     """Distance of neighbouring values."""
     log: bool = False
     """Sample evenly in the logarithm."""

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from moesearch.config.checks import check_feasibility, check_form, normalized
 from moesearch.config.document import Document, FieldPath, read_document
+from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob
 from moesearch.config.messages import Finding, did_you_mean, findings, shown
 from moesearch.config.resolve import field_names
 from moesearch.config.study import StudyConfig
@@ -23,6 +24,8 @@ MAX_BYTES = 256 * 1024
 
 MAX_PROBLEMS = 50
 """Problems that are listed; the rest is counted."""
+
+_KNOB_FIELDS = {*CategoricalKnob.model_fields, *IntKnob.model_fields, *FloatKnob.model_fields}
 
 _Config = TypeVar("_Config", bound=Section)
 
@@ -42,11 +45,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     for override in overrides:
         _override(doc, override, _study_address)
     study, found = _validated(StudyConfig, doc, ())
-    # What is said about the form of a value, or of all of its section, need not be said again.
-    known = {finding.path for finding in found}
-    for finding in check_form(doc.value, doc.written):
-        if not any(finding.path[:depth] in known for depth in range(1, len(finding.path) + 1)):
-            found.append(finding)
+    found.extend(check_form(doc.value, doc.written))
     _raise_problems(doc, found)
     assert study is not None
     study = normalized(study)
@@ -152,7 +151,8 @@ def _study_address(name: str, doc: Document) -> FieldPath:
     knobs = search if isinstance(search, dict) else {}
     if first == "search" and rest:
         known = [knob for knob in (*knobs, *field_names()) if rest == knob or rest.startswith(f"{knob}.")]
-        knob = max(known, key=len, default=rest)
+        name_alone, _, last = rest.rpartition(".")
+        knob = max(known, key=len, default=name_alone if last in _KNOB_FIELDS else rest)
         inner = rest.removeprefix(knob).removeprefix(".")
         return ("search", knob, *(inner.split(".") if inner else ()))
     if first in TrialConfig.model_fields:

@@ -218,11 +218,11 @@ def _schema_at(model: type[BaseModel], value: Any, path: FieldPath) -> JsonSchem
 
 def _resolved(root: JsonSchema, schema: JsonSchema, value: Any) -> JsonSchema:
     """Follow a reference, and the tag of a union that has one."""
-    match schema:
-        case {"$ref": str(name)}:
+    match schema, value:
+        case {"$ref": str(name)}, _:
             return dict(root["$defs"][name.rpartition("/")[2]])
-        case {"discriminator": {"mapping": dict(options)}} if isinstance(value, dict) and value.get("type") in options:
-            return _resolved(root, {"$ref": options[value["type"]]}, value)
+        case {"discriminator": {"mapping": dict(options)}}, {"type": str(tag)} if tag in options:
+            return _resolved(root, {"$ref": options[tag]}, value)
         case _:
             return schema
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import product
 
 from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob, exact
@@ -48,22 +48,27 @@ def num_values(knob: Knob) -> int | None:
             return int((exact(knob.high) - exact(knob.low)) // exact(step)) + 1
 
 
-def values(knob: Knob) -> Sequence[object]:
+def value_at(knob: Knob, index: int) -> object:
+    """The value number ``index``, from 0, of a knob that is not continuous."""
+    match knob:
+        case CategoricalKnob():
+            return knob.choices[index]
+        case IntKnob():
+            return knob.low + index * knob.step
+        case FloatKnob():
+            return float(exact(knob.low) + index * exact(knob.step or 0))
+
+
+def values(knob: Knob) -> list[object]:
     """The values in order.
 
     Raises:
         ValueError: the knob is continuous.
     """
-    match knob:
-        case CategoricalKnob():
-            return knob.choices
-        case IntKnob():
-            return range(knob.low, knob.high + 1, knob.step)
-        case FloatKnob(step=step):
-            count = num_values(knob)
-            if count is None:
-                raise ValueError("a continuous knob has no list of values")
-            return [float(exact(knob.low) + index * exact(step or 1)) for index in range(count)]
+    count = num_values(knob)
+    if count is None:
+        raise ValueError("a continuous knob has no list of values")
+    return [value_at(knob, index) for index in range(count)]
 
 
 def contains(knob: Knob, value: object) -> bool:

@@ -214,8 +214,19 @@ class TrialConfig(Section):
             yield "optim", f"warmup_tokens ({self.optim.warmup_tokens}) must be less than the budget's {tokens} tokens"
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits that name the configuration, whatever its seeds are."""
+        """Sixteen hex digits that name the configuration, whatever its seeds are.
+
+        Fields that the others leave unread do not count, so that two trials which train alike have one name.
+        """
         values = self.model_dump(mode="json")
         del values["seed"], values["data"]["order_seed"]
         values["moe"]["expert_hidden_dim"] = self.expert_hidden_dim
+        if self.moe.init != "normal":
+            del values["moe"]["init_std"]
+        if self.optim.schedule != "wsd":
+            del values["optim"]["decay_fraction"]
+        if self.optim.schedule == "constant":
+            del values["optim"]["final_lr_fraction"]
+        if self.data.text is not None:
+            del values["data"]["corpus"]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
