@@ -61,12 +61,11 @@ def check_feasibility(study: StudyConfig) -> Iterator[Finding]:
     """Check that the search, and each first try, leaves a point that keeps the rules across fields."""
     first_tries = [(("enqueue", index), point) for index, point in enumerate(study.enqueue)]
     for place, fixed in [(("search",), {}), *first_tries]:
-        for num_tried, point in enumerate(_candidates(study, fixed), start=1):  # noqa: B007
-            if is_feasible(study.base, point):
-                break
-        else:
-            rule = _broken_rule(study, next(_candidates(study, fixed)))
-            yield Finding(place, f": {rule}" if num_tried == 1 else f": none of {num_tried} points is feasible: {rule}")
+        if any(is_feasible(study.base, point) for point in _candidates(study, fixed)):
+            continue
+        tried = list(_candidates(study, fixed))
+        rule = _broken_rule(study, tried[0])
+        yield Finding(place, f": {rule}" if len(tried) == 1 else f": none of {len(tried)} points is feasible: {rule}")
 
 
 def normalized(study: StudyConfig) -> StudyConfig:
