@@ -9,6 +9,7 @@ from pathlib import Path
 
 from moesearch.errors import InputError
 
+EXIT_FAULT = 1
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 

@@ -33,6 +33,11 @@ class WorkOrder:
     def confirm_checkpoints(self) -> Path:
         return self.search_checkpoints / "confirm"
 
+    @property
+    def artifacts(self) -> Path:
+        """Where MLflow keeps files, unless a server does."""
+        return self.runs / "artifacts" / self.config.name
+
     def to_json(self) -> str:
         """One line."""
         values = {**asdict(self), "config": self.config.model_dump(mode="json"), "runs": str(self.runs)}

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import optuna
 from optuna.storages import RDBStorage
@@ -64,6 +65,7 @@ def work(order: WorkOrder, stop: threading.Event) -> None:
     tokens = load_tokens(config.base.data)
     trainer = LaneTrainer(tokens, device=order.device)
     tracker = _open_tracker(order)
+    corpus = (tokens.corpus_name, tokens.corpus_sha256)
 
     def facts(trial: TrialConfig) -> Mapping[str, int]:
         return {
@@ -73,11 +75,11 @@ def work(order: WorkOrder, stop: threading.Event) -> None:
         }
 
     claims = _claims(storage, join_study(config, storage), config.num_trials)
-    job = Job(config, claims, RunView(tracker, config.name, "search"), facts)
+    job = Job(config, claims, RunView(tracker, config.name, "search", corpus), facts)
     run_worker(job, trainer, DiskCheckpoints(order.search_checkpoints), stop)
     confirm = None if stop.is_set() or not claims.is_over() else plan_confirmation(config, storage)
     if confirm is not None:
-        view = RunView(tracker, config.name, "confirm")
+        view = RunView(tracker, config.name, "confirm", corpus)
         job = Job(config, _claims(storage, confirm, None), view, facts, keeps_checkpoints=True)
         run_worker(job, trainer, DiskCheckpoints(order.confirm_checkpoints), stop)
 
@@ -91,7 +93,7 @@ def _open_tracker(order: WorkOrder) -> MLflowTracker | None:
         return None
     try:
         prepare(order.tracking_uri)
-        return MLflowTracker(order.tracking_uri, order.config.name, order.runs / "artifacts" / order.config.name)
+        return MLflowTracker(order.tracking_uri, order.config.name, order.artifacts)
     except TrackingError as error:
         _logger.warning("MLflow is left out, training goes on: %s", error)
         return None
@@ -126,6 +128,13 @@ def main() -> int:
     return 0
 
 
+def _leave(code: int) -> NoReturn:
+    """End at once: all is in the store and on disk, and taking torch and MLflow down in order costs half a second."""
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _read_line() -> str:
     # Unbuffered: what follows the line is for the thread that waits for the end.
     line = bytearray()
@@ -135,4 +144,4 @@ def _read_line() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    _leave(main())

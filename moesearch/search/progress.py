@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from optuna.trial import FrozenTrial, TrialState
@@ -16,51 +17,56 @@ MIN_FAILURES = 10
 """Failures before a study can be called hopeless."""
 FAILURES_PER_SUCCESS = 3
 
+_FAILURES = ("diverged", "out_of_memory", "error", "lost")
+
 
 @dataclass(frozen=True)
-class Snapshot:
-    """What a person wants to know while a study runs. Surplus trials that wait for nothing are in no count."""
+class Progress:
+    """What a person wants to know while a study runs. Surplus trials, which may wait for ever, are in no count."""
 
-    phase: Literal["search", "confirm", "done"]
-    num_trials: int
-    """Trials that the search is to finish."""
-    num_complete: int
-    num_pruned: int
-    num_failed: int
-    """Ended, and counting for nothing: infeasible, diverged, out of memory, error, lost."""
-    num_confirm_runs: int
-    num_confirmed: int
-    running: tuple[FrozenTrial, ...]
-    best: FrozenTrial | None
-    """The complete trial of the search with the lowest value."""
+    config: StudyConfig
+    search: tuple[FrozenTrial, ...]
+    confirm: tuple[FrozenTrial, ...]
     seconds: float
     """Since this command began."""
 
     @property
+    def phase(self) -> Literal["search", "confirm", "report"]:
+        if self.num_finished < self.config.num_trials:
+            return "search"
+        is_confirmed = bool(self.confirm) and self.num_confirmed == len(self.confirm)
+        return "report" if is_confirmed or self.config.confirm.top == 0 else "confirm"
+
+    @cached_property
+    def complete(self) -> list[FrozenTrial]:
+        """The complete trials of the search, best first."""
+        trials = [trial for trial in self.search if trial.state is TrialState.COMPLETE and trial.value is not None]
+        return sorted(trials, key=lambda trial: trial.value or 0.0)
+
+    @property
+    def num_pruned(self) -> int:
+        return sum(is_finished(trial) and trial.state is TrialState.PRUNED for trial in self.search)
+
+    @property
     def num_finished(self) -> int:
-        return self.num_complete + self.num_pruned
+        """Trials that count against the budget."""
+        return len(self.complete) + self.num_pruned
 
+    @property
+    def num_infeasible(self) -> int:
+        return sum(trial.user_attrs.get(OUTCOME) == "infeasible" for trial in self.search)
 
-def snapshot(
-    config: StudyConfig, search: Sequence[FrozenTrial], confirm: Sequence[FrozenTrial], seconds: float
-) -> Snapshot:
-    """The state of a study from the trials of its search and of its confirmation."""
-    complete = [trial for trial in search if is_finished(trial) and trial.state is TrialState.COMPLETE]
-    num_pruned = sum(is_finished(trial) and trial.state is TrialState.PRUNED for trial in search)
-    is_searching = len(complete) + num_pruned < config.num_trials
-    is_confirming = config.confirm.top > 0 and (not confirm or not all(trial.state.is_finished() for trial in confirm))
-    return Snapshot(
-        phase="search" if is_searching else "confirm" if is_confirming else "done",
-        num_trials=config.num_trials,
-        num_complete=len(complete),
-        num_pruned=num_pruned,
-        num_failed=sum(map(is_void, search)),
-        num_confirm_runs=len(confirm),
-        num_confirmed=sum(trial.state.is_finished() for trial in confirm),
-        running=tuple(trial for trial in (*search, *confirm) if trial.state is TrialState.RUNNING),
-        best=min(complete, key=lambda trial: trial.value or 0.0, default=None),
-        seconds=seconds,
-    )
+    @property
+    def num_failed(self) -> int:
+        return sum(is_void(trial) for trial in self.search) - self.num_infeasible
+
+    @property
+    def num_confirmed(self) -> int:
+        return sum(trial.state.is_finished() for trial in self.confirm)
+
+    @property
+    def running(self) -> list[FrozenTrial]:
+        return [trial for trial in (*self.search, *self.confirm) if trial.state is TrialState.RUNNING]
 
 
 def hopeless(trials: Sequence[FrozenTrial]) -> str | None:
@@ -70,6 +76,3 @@ def hopeless(trials: Sequence[FrozenTrial]) -> str | None:
         return None
     last = failures[-1].user_attrs
     return f"{len(failures)} of {len(trials)} trials failed; the last one: {last[OUTCOME]}, {last.get(REASON, '?')}"
-
-
-_FAILURES = ("diverged", "out_of_memory", "error", "lost")

@@ -6,6 +6,7 @@ Everything that matters is in the store, so any number of supervisors may work o
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import signal
 import socket
@@ -14,7 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import FrameType
@@ -23,7 +24,7 @@ import optuna
 from optuna.storages import RDBStorage
 
 from moesearch.config.study import StudyConfig
-from moesearch.errors import InputError, MoesearchError
+from moesearch.errors import InputError, MoesearchError, TrackingError
 from moesearch.results.records import CORPUS_FACTS, SESSION_PREFIX, confirm_study_name
 from moesearch.results.verdict import OpenedTest, Verdict
 from moesearch.search.claims import Claims, requeue_stale, worker_name
@@ -31,20 +32,23 @@ from moesearch.search.confirm import new_opening, plan_confirmation, settle_verd
 from moesearch.search.crew import Crew
 from moesearch.search.machine import Placement
 from moesearch.search.order import WorkOrder
-from moesearch.search.progress import Snapshot, hopeless, snapshot
+from moesearch.search.progress import Progress, hopeless
 from moesearch.search.storage import open_storage, store_lock
 from moesearch.search.study import open_study
+from moesearch.tracking.mlflow import MLflowTracker, prepare
 
 SHOW_SECONDS = 1.0
 STOP_SECONDS = 10.0
 """How long workers have to checkpoint and leave."""
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
     """How a run of the command ended."""
 
-    snapshot: Snapshot
+    progress: Progress
     verdict: Verdict | None
     """None if nothing was confirmed."""
     seconds: float
@@ -58,7 +62,7 @@ def run_study(
     *,
     fresh: bool,
     command: str,
-    show: Callable[[Snapshot], None],
+    show: Callable[[Progress], None],
 ) -> Outcome:
     """Bring a study to the end that its file asks for, from wherever it stands.
 
@@ -77,6 +81,8 @@ def run_study(
     storage = open_storage(order.storage_url, on_stale=requeue_stale)
     study = open_study(order.config, storage, fresh=fresh, checkpoints=order.search_checkpoints)
     _check_corpus(order.config, storage)
+    if fresh:
+        _forget_runs(order)
     supervisor = _Supervisor(order, storage, study, show)
     supervisor.recover()
     had_work = supervisor.has_work()
@@ -84,12 +90,12 @@ def run_study(
         with _session(storage, order, placement, command):
             supervisor.run(placement)
     verdict = supervisor.settle(placement.device)
-    return Outcome(supervisor.snapshot(), verdict, time.monotonic() - started, had_work)
+    return Outcome(supervisor.progress(), verdict, time.monotonic() - started, had_work)
 
 
 class _Supervisor:
     def __init__(
-        self, order: WorkOrder, storage: RDBStorage, study: optuna.Study, show: Callable[[Snapshot], None]
+        self, order: WorkOrder, storage: RDBStorage, study: optuna.Study, show: Callable[[Progress], None]
     ) -> None:
         self.order = order
         self.config = order.config
@@ -97,16 +103,18 @@ class _Supervisor:
         self.show = show
         self.started = time.monotonic()
         self.search = self._claims(study, self.config.num_trials)
+        self.confirm: Claims | None = None
 
     def _claims(self, study: optuna.Study, num_trials: int | None) -> Claims:
         return Claims(study, self.storage, store_lock(self.storage.url), worker_name(), num_trials)
 
     def _confirm(self) -> Claims | None:
         """The confirmation, once it was planned."""
-        name = confirm_study_name(self.config.name)
-        if name not in {study.study_name for study in self.storage.get_all_studies()}:
-            return None
-        return self._claims(optuna.load_study(study_name=name, storage=self.storage), None)
+        if self.confirm is None:
+            with suppress(KeyError):
+                study = optuna.load_study(study_name=confirm_study_name(self.config.name), storage=self.storage)
+                self.confirm = self._claims(study, None)
+        return self.confirm
 
     def recover(self) -> None:
         """Put trials of dead workers back into the queue."""
@@ -121,12 +129,12 @@ class _Supervisor:
         confirm = plan_confirmation(self.config, self.storage)
         return confirm is not None and not self._claims(confirm, None).is_over()
 
-    def snapshot(self) -> Snapshot:
+    def progress(self) -> Progress:
         confirm = self._confirm()
-        return snapshot(
+        return Progress(
             self.config,
-            self.search.study.get_trials(deepcopy=False),
-            () if confirm is None else confirm.study.get_trials(deepcopy=False),
+            tuple(self.search.study.get_trials(deepcopy=False)),
+            () if confirm is None else tuple(confirm.study.get_trials(deepcopy=False)),
             time.monotonic() - self.started,
         )
 
@@ -138,7 +146,7 @@ class _Supervisor:
                 if crew.bury_the_dead():
                     self.recover()
                 if time.monotonic() - shown >= SHOW_SECONDS:
-                    self.show(self.snapshot())
+                    self.show(self.progress())
                     shown = time.monotonic()
                 crew.wait()
             if crew.is_stopping:
@@ -152,6 +160,17 @@ class _Supervisor:
         """The verdict on the confirmation runs. One supervisor at a time, so that the test split is opened once."""
         with store_lock(self.storage.url, "verdict"):
             return settle_verdict(self.config, self.storage, lambda keys: open_test_split(self.order, keys, device))
+
+
+def _forget_runs(order: WorkOrder) -> None:
+    """Clear MLflow's view of a study that was deleted."""
+    if order.tracking_uri is None:
+        return
+    try:
+        prepare(order.tracking_uri)
+        MLflowTracker(order.tracking_uri, order.config.name, order.artifacts).delete_runs()
+    except TrackingError as error:
+        _logger.warning("MLflow still shows the deleted study: %s", error)
 
 
 def _check_corpus(config: StudyConfig, storage: RDBStorage) -> None:

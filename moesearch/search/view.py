@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, Protocol, cast
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.errors import TrackingError
-from moesearch.results.records import MLFLOW_RUN_ID, Outcome
+from moesearch.results.records import MLFLOW_RUN_ID, OUTCOME, Outcome
 from moesearch.search.assignments import Assignment
 from moesearch.search.claims import fenced
 from moesearch.tracking.labels import Phase, flat_params, run_name, trial_tags
-from moesearch.tracking.mlflow import RunStatus, run_status
+from moesearch.tracking.mlflow import MLflowTracker, RunStatus, run_status
 from moesearch.training.points import EvalPoint
 
 _EndState = Literal["COMPLETE", "PRUNED", "FAIL"]
@@ -28,6 +28,7 @@ class Tracker(Protocol):
     def start_run(self, name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> str: ...
     def resume_run(self, run_id: str) -> None: ...
     def pause_run(self, run_id: str) -> None: ...
+    def log_dataset(self, run_id: str, name: str, sha256: str) -> None: ...
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None: ...
     def finish_run(self, run_id: str, status: RunStatus, tags: Mapping[str, str]) -> None: ...
 
@@ -35,8 +36,10 @@ class Tracker(Protocol):
 class RunView:
     """The runs of the trials that a worker has; silent for good after the first failure, which is logged."""
 
-    def __init__(self, tracker: Tracker | None, study_name: str, phase: Phase) -> None:
+    def __init__(self, tracker: Tracker | None, study_name: str, phase: Phase, corpus: tuple[str, str]) -> None:
+        """``corpus`` is the name of the text and its SHA-256."""
         self._tracker = tracker
+        self._corpus = corpus
         self._study_name = study_name
         self._phase = phase
         self._run_ids: dict[int, str] = {}
@@ -53,6 +56,7 @@ class RunView:
                 name = run_name(trial.params, trial.number)
                 params = {**flat_params(assignment.config.model_dump(mode="json")), **facts}
                 run_id = tracker.start_run(name, params, self._tags(assignment))
+                tracker.log_dataset(run_id, *self._corpus)
                 with fenced(trial):
                     trial.set_user_attr(MLFLOW_RUN_ID, run_id)
             self._run_ids[trial.number] = run_id
@@ -101,3 +105,23 @@ class RunView:
         except TrackingError as error:
             _logger.warning("MLflow is left out from here on, training goes on: %s", error)
             self._tracker = None
+
+
+def reconcile(tracker: MLflowTracker, trials: Iterable[FrozenTrial]) -> None:
+    """End the runs that MLflow takes to be running although their trials are not, since a worker was killed.
+
+    A worker writes to the store first, so the store is right. Raises TrackingError.
+    """
+    running = tracker.running_runs()
+    live: set[str] = set()
+    for trial in trials:
+        run_id = trial.user_attrs.get(MLFLOW_RUN_ID)
+        if run_id not in running:
+            continue
+        live.add(run_id)
+        if trial.state.is_finished():
+            outcome = trial.user_attrs.get(OUTCOME, "lost")
+            tracker.finish_run(run_id, run_status(cast("_EndState", trial.state.name)), {"outcome": outcome})
+        elif trial.state is TrialState.WAITING:
+            tracker.pause_run(run_id)
+    tracker.kill_lost_runs(live)

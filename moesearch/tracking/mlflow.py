@@ -147,6 +147,11 @@ class MLflowTracker:
             self._client.set_experiment_tag(self._experiment_id, "mlflow.note.content", _cut(note, MAX_TAG_CHARS))
             return run_id
 
+    def running_runs(self) -> frozenset[str]:
+        """Ids of the runs that MLflow takes to be RUNNING."""
+        with self._failures("list the running runs"):
+            return frozenset(str(run.info.run_id) for run in self._runs("attributes.status = 'RUNNING'"))
+
     def kill_lost_runs(self, live: Collection[str]) -> int:
         """Mark as KILLED each run that is RUNNING although no trial is: those not in ``live``. Returns how many.
 

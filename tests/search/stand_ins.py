@@ -185,7 +185,7 @@ def new_job(
         worker=worker_name() if worker is None else worker,
         num_trials=config.num_trials if study is None else None,
     )
-    view = RunView(tracker, config.name, "search")
+    view = RunView(tracker, config.name, "search", ("text", "00" * 32))
     return Job(
         config,
         claims,

@@ -15,7 +15,7 @@ from moesearch.search.suggest import make_sampler, suggest
 from tests.search.stand_ins import study_config
 
 # The main job's space: 72 points, 66 of them feasible.
-EXPERTS = {
+EXPERTS: dict[str, Any] = {
     "moe.num_experts": {"type": "categorical", "choices": [2, 4, 8, 16]},
     "moe.top_k": {"type": "categorical", "choices": [1, 2, 4]},
     "moe.init": {"type": "categorical", "choices": ["kaiming_normal", "xavier_normal", "normal"]},
@@ -25,7 +25,8 @@ EXPERTS = {
 
 def _loss(params: dict[str, Any]) -> float:
     init = {"kaiming_normal": 0.08, "xavier_normal": 0.0, "normal": 0.03}[params["moe.init"]]
-    return 2.0 + init + 0.02 * params["moe.noise"] + 0.1 / params["moe.num_experts"] - 0.01 * params["moe.top_k"]
+    noise, num_experts, top_k = float(params["moe.noise"]), int(params["moe.num_experts"]), int(params["moe.top_k"])
+    return 2.0 + init + 0.02 * noise + 0.1 / num_experts - 0.01 * top_k
 
 
 def _search(config: StudyConfig, num_trials: int, loss: Callable[[dict[str, Any]], float] = _loss) -> optuna.Study:

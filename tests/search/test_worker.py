@@ -300,6 +300,9 @@ class NoteTracker:
     def pause_run(self, run_id: str) -> None:
         self._note("pause", run_id)
 
+    def log_dataset(self, run_id: str, name: str, sha256: str) -> None:
+        self._note("dataset", run_id)
+
     def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int) -> None:
         self._note("log", run_id, step)
 
@@ -314,6 +317,7 @@ def test_mlflow_is_told_each_milestone_and_the_end(tmp_path: Path) -> None:
     work(config, tmp_path, tracker=tracker)
     assert tracker.notes == [
         ("start", "0", 4),
+        ("dataset", "run-0"),
         *(("log", "run-0", step) for step in (10, 20, 30, 40)),
         ("finish", "run-0", "FINISHED", "complete"),
     ]
@@ -326,7 +330,7 @@ def test_a_continued_trial_continues_its_mlflow_run(tmp_path: Path) -> None:
     tracker, stop = NoteTracker(), threading.Event()
     work(config, tmp_path, trainer=StoppingTrainer(stop, after=3), stop=stop, tracker=tracker)
     work(config, tmp_path, tracker=tracker)
-    assert [note[:2] for note in tracker.notes[4:]] == [
+    assert [note[:2] for note in tracker.notes[5:]] == [
         ("pause", "run-0"),
         ("resume", "run-0"),
         ("log", "run-0"),
@@ -334,7 +338,7 @@ def test_a_continued_trial_continues_its_mlflow_run(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("fails_at", [1, 2, 6])
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 7])
 def test_a_failing_mlflow_is_left_out_and_costs_no_trial(
     fails_at: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,0 +1,187 @@
+"""What a study would do and cost, worked out without training, text or network where the corpus is a known one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any, assert_never
+
+from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob
+from moesearch.config.labels import short_value
+from moesearch.config.resolve import is_lane_field, resolve
+from moesearch.config.space import feasible_points, size
+from moesearch.config.study import StudyConfig
+from moesearch.config.trial import TrialConfig
+from moesearch.data.corpora import load_facts
+from moesearch.model import cost
+from moesearch.search.suggest import MAX_LISTED_POINTS
+
+
+@dataclass(frozen=True)
+class TrialCost:
+    """FLOPs of one trial that is not pruned."""
+
+    steps: int
+    train_tokens: int
+    train_flops: float
+    eval_flops: float
+    """Of the exact evaluations at its milestones."""
+
+    @property
+    def flops(self) -> float:
+        return self.train_flops + self.eval_flops
+
+
+@dataclass(frozen=True)
+class PlannedKnob:
+    """A knob, its values in words, and whether trials that differ in it can train side by side."""
+
+    path: str
+    values: str
+    is_lane: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``--dry-run`` prints."""
+
+    study: str
+    objective: str
+    num_trials: int
+    sampler: str
+    pruner: str
+    knobs: tuple[PlannedKnob, ...]
+    num_points: int | None
+    """None where a knob is continuous."""
+    num_feasible: int | None
+    """None where there are too many points to list."""
+    total_params: int
+    """Of the base, as are the next four."""
+    active_params: int
+    flops_per_token: int
+    """Forward."""
+    milestones: int
+    base_cost: TrialCost
+    corpus: str
+    vocab_size: int
+    min_trial_flops: float
+    max_trial_flops: float
+    """Over the feasible points; the base's where they are not listed."""
+    study_flops: float
+    """Of all trials at the mean over the feasible points, none of them pruned."""
+    num_confirm_runs: int
+    """At most."""
+    confirm_flops: float
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan(config: StudyConfig) -> Plan:
+    """Work out a study's space and cost.
+
+    Raises:
+        CorpusError: the study's own text cannot be read, or is too short for the base's context.
+    """
+    facts = load_facts(config.base.data)
+    facts.check_length(config.base.model.context)
+    points = feasible_points(config, limit=MAX_LISTED_POINTS)
+    base_cost = _cost(config.base, facts.vocab_size, facts.val_tokens)
+    flops = [
+        _cost(resolve(config.base, point), facts.vocab_size, facts.val_tokens).flops for point in points or ()
+    ] or [base_cost.flops]
+    # The baseline is confirmed beside the leaders, unless it is one of them.
+    num_confirmed = config.confirm.top + (1 if config.enqueue else 0) if config.confirm.top else 0
+    num_confirm_runs = num_confirmed * config.confirm.seeds
+    return Plan(
+        study=config.name,
+        objective=config.objective,
+        num_trials=config.num_trials,
+        sampler=_sampler_text(config, None if points is None else len(points)),
+        pruner=config.pruner.type,
+        knobs=tuple(PlannedKnob(path, _values_text(knob), is_lane_field(path)) for path, knob in config.search.items()),
+        num_points=size(config.search),
+        num_feasible=None if points is None else len(points),
+        total_params=cost.total_params(config.base, facts.vocab_size),
+        active_params=cost.active_params(config.base, facts.vocab_size),
+        flops_per_token=cost.flops_per_token(config.base, facts.vocab_size),
+        milestones=config.base.budget.milestones,
+        base_cost=base_cost,
+        corpus=facts.name,
+        vocab_size=facts.vocab_size,
+        min_trial_flops=min(flops),
+        max_trial_flops=max(flops),
+        study_flops=config.num_trials * fmean(flops),
+        num_confirm_runs=num_confirm_runs,
+        confirm_flops=num_confirm_runs * fmean(flops),
+    )
+
+
+def plan_lines(planned: Plan) -> list[str]:
+    """The plan in lines for a person."""
+    points = "a continuous space" if planned.num_points is None else f"{planned.num_points:,} points"
+    feasible = "" if planned.num_feasible is None else f", {planned.num_feasible:,} of them feasible"
+    width = max(len(knob.path) for knob in planned.knobs)
+    base = planned.base_cost
+    return [
+        f"study    {planned.study}: {planned.num_trials:,} trials, lowest {planned.objective}; nothing is trained now",
+        f"sampler  {planned.sampler}; pruner {planned.pruner}",
+        f"space    {points}{feasible}",
+        *(
+            f"  {knob.path:{width}}  {'lane knob ' if knob.is_lane else 'shape knob'}  {knob.values}"
+            for knob in planned.knobs
+        ),
+        f"base     {planned.total_params:,} parameters, {planned.active_params:,} active per token, "
+        f"{planned.flops_per_token:,} FLOPs per token forward",
+        f"text     {planned.corpus}, {planned.vocab_size} distinct characters",
+        f"trial    {base.steps:,} steps, {base.train_tokens:,} tokens, {_flops(base.train_flops)} to train and "
+        f"{_flops(base.eval_flops)} for {planned.milestones} exact evaluations (base); "
+        f"{_flops(planned.min_trial_flops)} to {_flops(planned.max_trial_flops)} over the space",
+        f"in all   {_flops(planned.study_flops)} if no trial is pruned, and {_flops(planned.confirm_flops)} "
+        f"for at most {planned.num_confirm_runs} runs to confirm",
+    ]
+
+
+def _cost(config: TrialConfig, vocab_size: int, val_tokens: int) -> TrialCost:
+    steps = cost.num_steps(config, vocab_size)
+    train_tokens = steps * config.tokens_per_step
+    return TrialCost(
+        steps,
+        train_tokens,
+        float(train_tokens * cost.training_flops_per_token(config, vocab_size)),
+        float(config.budget.milestones * val_tokens * cost.flops_per_token(config, vocab_size)),
+    )
+
+
+def _sampler_text(config: StudyConfig, num_feasible: int | None) -> str:
+    match config.sampler.type:
+        case "auto":
+            if num_feasible is not None and num_feasible <= config.num_trials:
+                return f"auto: each of the {num_feasible} feasible points, then further seeds of the leaders"
+            return "auto: TPE, since there are more points than trials"
+        case "tpe" | "random":
+            return config.sampler.type
+        case _:
+            assert_never(config.sampler.type)
+
+
+def _values_text(knob: Knob) -> str:
+    match knob:
+        case CategoricalKnob():
+            return ", ".join(map(short_value, knob.choices))
+        case IntKnob():
+            step = "" if knob.step == 1 else f" in steps of {knob.step}"
+            return f"{knob.low} to {knob.high}{step}{_scale(log=knob.log)}"
+        case FloatKnob():
+            step = "" if knob.step is None else f" in steps of {knob.step:g}"
+            return f"{knob.low:g} to {knob.high:g}{step}{_scale(log=knob.log)}"
+        case _:
+            assert_never(knob)
+
+
+def _scale(*, log: bool) -> str:
+    return ", evenly in the logarithm" if log else ""
+
+
+def _flops(value: float) -> str:
+    return f"{value:.2g} FLOPs"
