@@ -25,7 +25,7 @@ class LanePack:
         device = train_tokens_N.device
         configs = [lane.config for lane in lanes]
         self.lanes = list(lanes)
-        self.model = MoETransformer(configs, vocab_size, device=device, dtype=dtype)
+        self.model = MoETransformer(configs, vocab_size, device=device, dtype=dtype, initialized_lanes=())
         self._optimizers = [
             LaneOptimizer(lane.config.optim, self.model.lane_parameters(place)) for place, lane in enumerate(lanes)
         ]

@@ -6,7 +6,8 @@ Shapes:  N training tokens
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
@@ -72,11 +73,16 @@ class LaneTrainer:
         A lane that diverges is reported at once, with ``is_diverged``. A lane that is diverged or at its last milestone
         is not trained on. Returns nothing if no lane is left to train, or if ``should_stop`` (asked between steps and
         between batches of an evaluation) said so; each lane then stands exactly at its current step.
+
+        Raises:
+            MemoryError: the host has too little memory; a CUDA device raises torch's OutOfMemoryError.
         """
+        with _memory_errors():
+            return self._advance(should_stop)
+
+    def _advance(self, should_stop: Callable[[], bool]) -> list[tuple[int, EvalPoint]]:
         active = self._active()
-        if not active:
-            return []
-        if all(lane.steps_to_milestone > 0 for lane in active):
+        if active and all(lane.steps_to_milestone > 0 for lane in active):
             self._train(active, should_stop)
         points = []
         for index, lane in enumerate(self._lanes):
@@ -119,7 +125,7 @@ class LaneTrainer:
         if pack is not None and pack.lanes == [loaded]:
             return pack.model
         assert loaded.tensors is not None
-        alone = MoETransformer([loaded.config], self._tokens.vocab_size, device=self._device, dtype=self._dtype)
+        alone = self._empty_model(loaded.config, self._device)
         alone.load_lane(0, loaded.tensors.parameters)
         return alone
 
@@ -136,8 +142,10 @@ class LaneTrainer:
         """The pack of exactly the active lanes, which keeps the tensors of those that were packed before."""
         active = self._active()
         if not active:
-            self._pack = None
-        elif self._pack is None or not self._pack.refill(active):
+            return None
+        if self._pack is None or not self._pack.refill(active):
+            if self._pack is not None and not any(lane in self._pack.lanes for lane in active):
+                self._pack = None  # Nothing of it is needed, so its memory is free before the new one takes its own.
             self._pack = LanePack(active, self._train_tokens_N, self._tokens.vocab_size, dtype=self._dtype)
         return self._pack
 
@@ -183,6 +191,10 @@ class LaneTrainer:
         lane.eval_seconds += time.perf_counter() - started
         return result
 
+    def _empty_model(self, config: TrialConfig, device: torch.device) -> MoETransformer:
+        """A model whose one lane is to be loaded."""
+        return MoETransformer([config], self._tokens.vocab_size, device=device, dtype=self._dtype, initialized_lanes=())
+
     def _settle(self, lane: Lane) -> None:
         """Give a lane that trains no more tensors of its own, since its place in the pack will be another's."""
         assert lane.tensors is not None
@@ -196,8 +208,19 @@ class LaneTrainer:
                 f"the checkpoint was trained on another text (sha256 {checkpoint.corpus_sha256[:12]}…, "
                 f"this is {self._tokens.corpus_sha256[:12]}…); start from step 0, or bring that text back"
             )
-        expected = MoETransformer([config], self._tokens.vocab_size, device="meta").lane_parameters(0)
+        expected = self._empty_model(config, torch.device("meta")).lane_parameters(0)
         shapes = {name: tensor.shape for name, tensor in expected.items()}
         for group in (checkpoint.parameters, checkpoint.exp_avg, checkpoint.exp_avg_sq):
             if {name: tensor.shape for name, tensor in group.items()} != shapes:
                 raise CheckpointError("the checkpoint's tensors are of another model; start from step 0")
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Give torch's plain RuntimeError for a failed allocation on the host its proper type."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DefaultCPUAllocator: can't allocate memory" not in str(error):
+            raise
+        raise MemoryError(str(error)) from error

@@ -214,3 +214,10 @@ def test_a_split_shorter_than_the_context_is_refused() -> None:
     short = tokenize(Corpus("short", train="abcd" * 10, val="abc", test="abcd" * 10, sha256=""))
     with pytest.raises(CorpusError, match="validation"):
         LaneTrainer(short).load(0, trial())
+
+
+def test_too_little_memory_on_the_host_is_a_memory_error() -> None:
+    # 140 TB of experts exceed the address space, so the allocation fails before any page is touched.
+    params = {"model.width": 65536, "model.num_layers": 1, "moe.num_experts": 512, "moe.expert_hidden_dim": 1_048_576}
+    with pytest.raises(MemoryError):
+        trainer_of(trial(params)).advance()
