@@ -20,9 +20,6 @@ from moesearch.bench.workers import Worker, train_at_once
 from moesearch.config.trial import TrialConfig
 from moesearch.data.tokens import TokenData
 
-_STEPS_PER_CALL = 4
-"""Steps that the trainer does at one go when a single step is timed; a study does up to 64."""
-
 
 @dataclass(frozen=True)
 class Pace:
@@ -58,13 +55,20 @@ class Bench:
         """So long at a quick pace."""
         return Effort(seconds * self.pace.scale, self.pace.min_rounds)
 
+    def steps_of(self, subject: TrainerSteps) -> Side:
+        """Training steps of ours; on a GPU as many at one go as in a study, so that none waits for the host."""
+        num_steps = 32 if self.is_cuda else 1
+        return Side(lambda: subject.steps(num_steps), units=num_steps)
+
 
 def step_against_reference(bench: Bench) -> list[Figure]:
     """(a) One training step in the article's setting: ours against the article's way of writing it."""
     config = bench.article
     ours = TrainerSteps(config, bench.tokens, device=bench.device)
     reference = ReferenceTrainer(config, bench.tokens.train, bench.tokens.vocab_size, bench.device)
-    timings = interleave({"ours": _steps(ours), "reference": Side(reference.step)}, bench.clock, bench.effort(3.5))
+    timings = interleave(
+        {"ours": bench.steps_of(ours), "reference": Side(reference.step)}, bench.clock, bench.effort(3.5)
+    )
     ours_seconds, reference_seconds = timings.median("ours"), timings.median("reference")
     return [
         Figure(
@@ -90,7 +94,7 @@ def moe_against_dense(bench: Bench) -> list[Figure]:
 def _moe_against_dense(bench: Bench, config: TrialConfig, mark: Mark) -> Figure:
     moe = TrainerSteps(config, bench.tokens, device=bench.device)
     dense = DenseTrainer(config, bench.tokens.train, bench.tokens.vocab_size, bench.device)
-    timings = interleave({"moe": _steps(moe), "dense": Side(dense.step)}, bench.clock, bench.effort(3))
+    timings = interleave({"moe": bench.steps_of(moe), "dense": Side(dense.step)}, bench.clock, bench.effort(3))
     num_experts, top_k, hidden = config.moe.num_experts, config.moe.top_k, config.expert_hidden_dim
     return Figure(
         case="b",
@@ -104,30 +108,40 @@ def _moe_against_dense(bench: Bench, config: TrialConfig, mark: Mark) -> Figure:
 
 
 def growth_with_experts(bench: Bench) -> list[Figure]:
-    """(c) How a step grows with the number of experts at top-2, in the article's setting otherwise."""
-    counts = (4, 8, 16, 32, 64)
+    """(c) How a step grows with the number of experts at top-2, in the article's setting otherwise.
+
+    The bare products grow too: fewer tokens share each weight that is read and each gradient that is written.
+    """
+    few, *others = (4, 8, 16, 32, 64)
     sides = {}
-    for count in counts:
-        trainer = TrainerSteps(settings.with_experts(bench.article, count, 2), bench.tokens, device=bench.device)
+    for count in (few, *others):
+        config = settings.with_experts(bench.article, count, 2)
+        trainer = TrainerSteps(config, bench.tokens, device=bench.device)
         sides[f"passes {count}"] = Side(ForwardBackward(trainer.trainer.model(0), bench.tokens))
-        sides[f"step {count}"] = _steps(trainer)
+        sides[f"step {count}"] = bench.steps_of(trainer)
+        if count in (few, others[-1]):
+            products = BareProducts(step_products(config, bench.tokens.vocab_size), bench.device)
+            sides[f"products {count}"] = Side(products.step)
     timings = interleave(sides, bench.clock, bench.effort(7))
 
     def figure(key: str, title: str, side: str, count: int, mark: Mark | None = None) -> Figure:
-        base, grown = f"{side} {counts[0]}", f"{side} {count}"
+        base, grown = f"{side} {few}", f"{side} {count}"
         return Figure(
             case="c",
-            key=f"{key}_{counts[0]}_{count}",
-            title=f"{title}, {count} experts / {counts[0]} experts",
+            key=f"{key}_{few}_{count}",
+            title=f"{title}, {count} experts / {few} experts",
             spread=timings.ratio({grown: 1}, {base: 1}),
             mark=mark,
             detail=f"{milliseconds(timings.median(grown))} / {milliseconds(timings.median(base))}",
-            parts={f"seconds_{counts[0]}": timings.median(base), f"seconds_{count}": timings.median(grown)},
+            parts={f"seconds_{few}": timings.median(base), f"seconds_{count}": timings.median(grown)},
         )
 
-    marks = {64: at_most(1.5)}
-    passes = [figure("expert_growth", "forward+backward", "passes", n, marks.get(n)) for n in counts[1:]]
-    return passes + [figure("expert_step_growth", "whole step", "step", n) for n in counts[1:]]
+    marks = {others[-1]: at_most(1.5)}
+    return [
+        *(figure("expert_growth", "forward+backward", "passes", count, marks.get(count)) for count in others),
+        *(figure("expert_step_growth", "whole step", "step", count) for count in others),
+        figure("products_growth", "bare matrix products", "products", others[-1]),
+    ]
 
 
 def run_against_reference(bench: Bench) -> list[Figure]:
@@ -138,7 +152,7 @@ def run_against_reference(bench: Bench) -> list[Figure]:
     ours = TrainerSteps(config, tokens, device=bench.device)
     reference = ReferenceTrainer(config, tokens.train, tokens.vocab_size, bench.device)
     sides = {
-        "our step": _steps(ours),
+        "our step": bench.steps_of(ours),
         "our evaluation": Side(ours.evaluate),
         "reference step": Side(reference.step),
         "reference batch": Side(reference.evaluation_batch),
@@ -237,7 +251,7 @@ def share_of_products(bench: Bench) -> list[Figure]:
     config = bench.article
     products = step_products(config, bench.tokens.vocab_size)
     ours = TrainerSteps(config, bench.tokens, device=bench.device)
-    sides = {"step": _steps(ours), "products": Side(BareProducts(products, bench.device).step)}
+    sides = {"step": bench.steps_of(ours), "products": Side(BareProducts(products, bench.device).step)}
     timings = interleave(sides, bench.clock, bench.effort(2))
     step_seconds, product_seconds = timings.median("step"), timings.median("products")
     rate = training_flops(products) / product_seconds / 1e9
@@ -251,10 +265,6 @@ def share_of_products(bench: Bench) -> list[Figure]:
             parts={"products_seconds": product_seconds, "step_seconds": step_seconds, "products_gflops": rate},
         )
     ]
-
-
-def _steps(subject: TrainerSteps) -> Side:
-    return Side(lambda: subject.steps(_STEPS_PER_CALL), units=_STEPS_PER_CALL)
 
 
 CASES: Mapping[str, Callable[[Bench], list[Figure]]] = {

@@ -54,10 +54,9 @@ def step_products(config: TrialConfig, vocab_size: int) -> tuple[Product, ...]:
 
 
 class BareProducts:
-    """The products of one step on tensors of their own, results written to the same memory each time."""
+    """The products of one step on tensors of their own: as in a step, each layer's lie elsewhere in memory."""
 
     def __init__(self, products: Sequence[Product], device: str) -> None:
-        self.products = products
         self._tensors = [
             (
                 torch.randn(product.slices, product.rows, product.inner, device=device),
@@ -65,13 +64,16 @@ class BareProducts:
                 torch.randn(product.slices, product.rows, product.columns, device=device),
             )
             for product in products
+            for _ in range(product.count)
         ]
+        self._weight_gradients = [torch.empty_like(weight_SIO) for _, weight_SIO, _ in self._tensors]
 
     def step(self) -> None:
         """All products of one forward and backward pass."""
-        for product, (input_SMI, weight_SIO, output_SMO) in zip(self.products, self._tensors, strict=True):
-            for _ in range(product.count):
-                torch.bmm(input_SMI, weight_SIO, out=output_SMO)
-            for _ in range(product.count):
-                torch.bmm(output_SMO, weight_SIO.mT)
-                torch.bmm(input_SMI.mT, output_SMO)
+        for input_SMI, weight_SIO, _ in self._tensors:
+            torch.bmm(input_SMI, weight_SIO)
+        for (input_SMI, weight_SIO, output_SMO), gradient_SIO in zip(
+            self._tensors, self._weight_gradients, strict=True
+        ):
+            torch.bmm(output_SMO, weight_SIO.mT)
+            torch.bmm(input_SMI.mT, output_SMO, out=gradient_SIO)
