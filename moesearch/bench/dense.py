@@ -38,11 +38,7 @@ class DenseBlock(nn.Module):
     def forward(self, x_RNC: Tensor, context: int, randomness: LayerRandomness) -> Tensor:
         x_RNC = x_RNC + self.attention(self.attention_norm(x_RNC), context, randomness)
         out_RNC: Tensor = self.down(F.relu(self.up(self.feed_forward_norm(x_RNC))))
-        if self.dropout.any:
-            out_RNC = out_RNC * self.dropout.mask(randomness.bits16(Place.EXPERT_OUTPUT, out_RNC.numel())).view_as(
-                out_RNC
-            )
-        return x_RNC + out_RNC
+        return x_RNC + self.dropout.apply(out_RNC, randomness, Place.EXPERT_OUTPUT)
 
 
 class DenseTransformer(nn.Module):

@@ -46,13 +46,12 @@ class CausalSelfAttention(nn.Module):
         if randomness is None or not self.dropout.any:
             out_RBHTD = F.scaled_dot_product_attention(q_RBHTD, k_RBHTD, v_RBHTD, is_causal=True, scale=self.scale)
         else:
-            bits_RM = randomness.bits16(Place.ATTENTION_WEIGHTS, B * H * T * T)
-            mask_RBHTT = self.dropout.mask(bits_RM).view(R * B, H, T, T)
+            keys_RM = randomness.row_keys(Place.ATTENTION_WEIGHTS, B * H)
+            mask_RMTT = self.dropout.mask(keys_RM, T * T).mul_(self.dropout.scale_R[:, None, None])
+            mask_RBHTT = mask_RMTT.view(R * B, H, T, T)
             out_RBHTD = attention_with_dropout(q_RBHTD, k_RBHTD, v_RBHTD, mask_RBHTT, self.scale)
         out_RNC: Tensor = self.projection(out_RBHTD.transpose(1, 2).reshape(R, N, C))
-        if randomness is None or not self.dropout.any:
-            return out_RNC
-        return out_RNC * self.dropout.mask(randomness.bits16(Place.ATTENTION_OUTPUT, N * C)).view_as(out_RNC)
+        return self.dropout.apply(out_RNC, randomness, Place.ATTENTION_OUTPUT)
 
 
 def attention_with_dropout(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, mask_BHTT: Tensor, scale: float) -> Tensor:

@@ -1,49 +1,149 @@
-"""Expert feed-forward networks over packed weights.
+"""Expert feed-forward networks of all lanes over packed weights.
 
-Shapes:  R lanes   N = B*T tokens   C model width   F expert hidden width   G = sum of E over lanes
-         S slots: (lane, token, rank below the lane's K)
+Shapes:  R lanes   N tokens of a lane   C model width   F expert hidden width   G = sum of E over lanes
+         S slots: (lane, token, rank below the lane's K)   P rows of a product: the slots in its order, and padding
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from itertools import pairwise
+from typing import Any, Literal
 
-from moesearch.model.layers import parameter_dtype
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from moesearch.model.layers import full_precision, parameter_dtype
+from moesearch.model.products import RowBackend, RowProduct, lay_out, sum_bags
+from moesearch.model.randomness import DropoutRates, LayerRandomness, Place
 from moesearch.model.routers import Routing
+
+ExpertBackend = Literal["loop"] | RowBackend
 
 
 class PackedExperts(nn.Module):
-    """The experts of all lanes, Linear - ReLU - Linear each, packed along one axis of groups; a lane's are neighbours.
+    """The experts of all lanes, Linear - ReLU - Linear - dropout, along one axis of groups; a lane's are neighbours.
 
     Weights are stored input first, biases are (G, outputs).
     """
 
-    def __init__(self, num_groups: int, width: int, hidden: int, *, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        num_groups: int,
+        width: int,
+        hidden: int,
+        dropout: DropoutRates,
+        backend: ExpertBackend,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
         super().__init__()
         self.dtype = dtype
+        self.dropout = dropout
+        self.backend = backend
         empty = torch.empty(0, device=device, dtype=parameter_dtype(dtype))
         self.weight_in = nn.Parameter(empty.new_empty(num_groups, width, hidden))
         self.bias_in = nn.Parameter(empty.new_empty(num_groups, hidden))
         self.weight_out = nn.Parameter(empty.new_empty(num_groups, hidden, width))
         self.bias_out = nn.Parameter(empty.new_empty(num_groups, width))
 
-    def forward(self, x_RNC: Tensor, routing: Routing, mask_SC: Tensor | None) -> Tensor:
-        """Sum over each token's experts, weighted by the gates; ``mask_SC`` is dropout, in the order of the slots."""
-        order_S = routing.order_S
-        token_S = routing.slots.token_S.index_select(0, order_S)
-        rows_SC = x_RNC.flatten(0, 1).index_select(0, token_S)
-        ends = routing.ends_G.tolist()
-        starts = [0, *ends[:-1]]
-        out_SC = torch.cat(
-            [
-                F.relu(rows_SC[a:b] @ self.weight_in[g] + self.bias_in[g]) @ self.weight_out[g] + self.bias_out[g]
-                for g, (a, b) in enumerate(zip(starts, ends, strict=True))
-            ]
-        )
+    def forward(self, x_RNC: Tensor, routing: Routing, randomness: LayerRandomness | None) -> Tensor:
+        """Sum over each token's experts, weighted by the gates; (R, N, C) in full precision."""
+        x_NC = x_RNC.flatten(0, 1).to(self.dtype)
+        parameters = [p.to(self.dtype) for p in (self.weight_in, self.bias_in, self.weight_out, self.bias_out)]
+        gates_S = routing.gates_S()
+        keys_S = None
+        if randomness is not None and self.dropout.any:
+            slots = routing.slots
+            keys_S = randomness.keys_of(Place.EXPERT_OUTPUT, slots.lane_S, slots.row_S)
+            # A gate carries its lane's dropout scale: one number per slot instead of one per entry.
+            gates_S = gates_S * self.dropout.scale_R.index_select(0, slots.lane_S)
+        if self.backend == "loop":
+            mask_SC = self._mask(routing, keys_S, torch.arange(len(gates_S), device=gates_S.device))
+            return expert_loop(x_NC, gates_S, *parameters, mask_SC, routing).view(x_RNC.shape)
+        product = lay_out(self.backend, routing)
+        mask_PC = self._mask(routing, keys_S, product.slot_P)
+        y_NC: Tensor = _ExpertRows.apply(x_NC, gates_S, *parameters, mask_PC, product, routing)  # type: ignore[no-untyped-call]
+        return y_NC.view(x_RNC.shape)
+
+    def _mask(self, routing: Routing, keys_S: Tensor | None, slot_P: Tensor) -> Tensor | None:
+        """Dropout mask of rows that hold these slots, unscaled; None without dropout."""
+        if keys_S is None:
+            return None
+        lane_P = routing.slots.lane_S.index_select(0, slot_P)
+        return self.dropout.mask_of(keys_S.index_select(0, slot_P), lane_P, self.weight_in.shape[1])
+
+
+def expert_loop(
+    x_NC: Tensor,
+    gates_S: Tensor,
+    weight_in_GCF: Tensor,
+    bias_in_GF: Tensor,
+    weight_out_GFC: Tensor,
+    bias_out_GC: Tensor,
+    mask_SC: Tensor | None,
+    routing: Routing,
+) -> Tensor:
+    """One expert after the other on its own tokens, as the article does it: the oracle of all other backends."""
+    y_NC = torch.zeros_like(x_NC, dtype=gates_S.dtype)
+    starts = [0, *routing.ends_G.tolist()]
+    for group, (start, end) in enumerate(pairwise(starts)):
+        slots = routing.order_S[start:end]
+        tokens = routing.slots.token_S[slots]
+        hidden = torch.relu(x_NC[tokens] @ weight_in_GCF[group] + bias_in_GF[group])
+        out = full_precision(hidden @ weight_out_GFC[group] + bias_out_GC[group])
         if mask_SC is not None:
-            out_SC = out_SC * mask_SC.index_select(0, order_S)
-        out_SC = out_SC * routing.gates_S.index_select(0, order_S).unsqueeze(1)
-        zeros_NC = torch.zeros_like(x_RNC).flatten(0, 1)
-        return zeros_NC.index_add(0, token_S, out_SC).view_as(x_RNC)
+            out = out * mask_SC[slots]
+        y_NC = y_NC.index_add(0, tokens, out * gates_S[slots].unsqueeze(1))
+    return y_NC
+
+
+class _ExpertRows(torch.autograd.Function):
+    """All experts at once over the rows of a `RowProduct`, with a backward pass by the same products.
+
+    Written out because autograd would scatter bias gradients row by row and keep arrays that this does not need.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_NC: Tensor,
+        gates_S: Tensor,
+        weight_in_GCF: Tensor,
+        bias_in_GF: Tensor,
+        weight_out_GFC: Tensor,
+        bias_out_GC: Tensor,
+        mask_PC: Tensor | None,
+        product: RowProduct,
+        routing: Routing,
+    ) -> Tensor:
+        token_P = routing.slots.token_S.index_select(0, product.slot_P)
+        x_PC = x_NC.index_select(0, token_P)
+        hidden_PF = product.forward(x_PC, weight_in_GCF, bias_in_GF).clamp_min_(0)
+        out_PC = full_precision(product.forward(hidden_PF, weight_out_GFC, bias_out_GC))
+        if mask_PC is not None:
+            out_PC *= mask_PC
+        ctx.save_for_backward(x_PC, hidden_PF, out_PC, mask_PC, gates_S, weight_in_GCF, weight_out_GFC, token_P)
+        ctx.product, ctx.routing = product, routing
+        return sum_bags(out_PC, product.row_S, routing.slots.bag_starts, gates_S)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_NC: Tensor) -> tuple[Tensor | None, ...]:
+        x_PC, hidden_PF, out_PC, mask_PC, gates_S, weight_in_GCF, weight_out_GFC, token_P = ctx.saved_tensors
+        product: RowProduct = ctx.product
+        grad_PC = grad_NC.index_select(0, token_P)
+        grad_gates_S = torch.linalg.vecdot(grad_PC, out_PC).index_select(0, product.row_S)
+        gates_P1 = gates_S.index_select(0, product.slot_P).unsqueeze(1)
+        grad_PC *= gates_P1 if product.is_real_P1 is None else gates_P1 * product.is_real_P1
+        if mask_PC is not None:
+            grad_PC *= mask_PC
+        grad_PC = grad_PC.to(x_PC.dtype)
+        grad_weight_out, grad_bias_out = product.backward_weights(hidden_PF, grad_PC)
+        grad_PF = product.backward_input(grad_PC, weight_out_GFC)
+        torch.ops.aten.threshold_backward.grad_input(grad_PF, hidden_PF, 0, grad_input=grad_PF)
+        grad_weight_in, grad_bias_in = product.backward_weights(x_PC, grad_PF)
+        grad_x_PC = product.backward_input(grad_PF, weight_in_GCF)
+        grad_x_NC = sum_bags(grad_x_PC, product.row_S, ctx.routing.slots.bag_starts)
+        return grad_x_NC, grad_gates_S, grad_weight_in, grad_bias_in, grad_weight_out, grad_bias_out, None, None, None

@@ -1,11 +1,13 @@
 """The random numbers of one training step, as a pure function of each lane's seed and step.
 
-A number is a hash of (seed, step, place in the model, index within the lane): nothing is stored, so an exact resume
-needs no generator state; nothing depends on a lane's place, on R or on its neighbours; and the same few integer
-operations run on a CPU and inside a CUDA graph. Elements are hashed with 32-bit multiplications, which both have as
-vector instructions, and each hash serves two elements as two 16-bit draws.
+A number is a hash of (seed, step, place in the model, row, column): nothing is stored, so an exact resume needs no
+generator state; nothing depends on a lane's place, on R or on its neighbours; and the same few integer operations run
+on a CPU and inside a CUDA graph, without a host sync.
 
-Shapes:  R lanes   P places   N tokens   S slots (token, rank)   E experts   M elements of a lane   J columns
+Rows get a strong 32-bit key. The entries of a row cost seven passes over 32-bit words, and each word serves four
+entries as four 8-bit draws: a dropout mask is several times cheaper than from torch's own CPU generator.
+
+Shapes:  R lanes   L layers   P places   M rows in all   N rows of a lane   J columns   E experts
 """
 
 from __future__ import annotations
@@ -13,17 +15,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-# Weyl increments and multipliers: splitmix64 (Steele et al. 2014) for keys, lowbias32 (Wellons 2018) for elements.
+# Increments and multipliers: splitmix64 (Steele et al. 2014) for keys, lowbias32 (Wellons 2018) for rows and entries.
 _GOLDEN_64 = 0x9E3779B97F4A7C15
 _GOLDEN_32 = 0x9E3779B1
 _SPLITMIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-_LOWBIAS = ((16, 0x7FEB352D), (15, 0x846CA68B))
-# A row of router noise has room for this many experts, so that a lane's numbers do not depend on its neighbours' E.
-_NOISE_ROW = 512
+_LOWBIAS = (0x7FEB352D, 0x846CA68B)
+# A token's row of router noise has room for this many experts, so that a lane's do not depend on its neighbours' E.
+_NOISE_COLUMNS = 512
 
 
 class Place(IntEnum):
@@ -36,17 +39,17 @@ class Place(IntEnum):
 
 
 class StepRandomness:
-    """Random numbers of one training step of R lanes; lane r's are decided by seeds_R[r] and steps_R[r]."""
+    """Random numbers of one training step of R lanes; lane r's are decided by seeds_R[r] and steps_R[r] alone."""
 
     def __init__(self, seeds_R: Tensor, steps_R: Tensor) -> None:
         self._keys_R = _mix64(_mix64(seeds_R) + _signed(_GOLDEN_64, 64) * (steps_R + 1))
 
     def layers(self, num_layers: int) -> list[LayerRandomness]:
-        """The randomness of each layer: all keys of a step in one go, since each is a handful of tiny operations."""
-        places_P = torch.arange(num_layers * len(Place), device=self._keys_R.device)
-        keys_PR = _mix64(self._keys_R + _signed(_GOLDEN_64, 64) * (places_P.unsqueeze(1) + 1))
-        keys_PR2 = keys_PR.view(torch.int32).view(num_layers, len(Place), -1, 2)
-        return [LayerRandomness(keys) for keys in keys_PR2.unbind()]
+        """The randomness of each layer: the keys of all in one go, since each costs a dozen tiny operations."""
+        places_P = torch.arange(1, num_layers * len(Place) + 1, device=self._keys_R.device)
+        keys_PR = _mix64(self._keys_R + _signed(_GOLDEN_64, 64) * places_P.unsqueeze(1))
+        keys_LPR2 = keys_PR.view(torch.int32).view(num_layers, len(Place), -1, 2)
+        return [LayerRandomness(keys_PR2) for keys_PR2 in keys_LPR2.unbind()]
 
 
 class LayerRandomness:
@@ -55,78 +58,105 @@ class LayerRandomness:
     def __init__(self, keys_PR2: Tensor) -> None:
         self._keys_PR2 = keys_PR2
 
-    def bits16(self, place: Place, elements: int) -> Tensor:
-        """Uniform 16-bit integers (R, M); element i of a lane is the same whatever M is."""
-        index_M = torch.arange((elements + 1) // 2, dtype=torch.int32, device=self._keys_PR2.device)
-        hash_RM = _hash32(index_M.mul_(_signed(_GOLDEN_32, 32)), self._keys_PR2[place].unsqueeze(1))
-        return hash_RM.view(torch.int16)[:, :elements]
+    def row_keys(self, place: Place, rows: int) -> Tensor:
+        """Keys of as many rows in each lane, int32 (R, N); a row's key is the same whatever N is."""
+        row_N = torch.arange(rows, dtype=torch.int32, device=self._keys_PR2.device)
+        return _hash32(row_N, self._keys_PR2[place].unsqueeze(1))
 
-    def row_keys(self, place: Place, lane_S: Tensor, row_S: Tensor) -> Tensor:
-        """A 32-bit key (S,) for row ``row_S`` of lane ``lane_S``, to be given to `row_bits16` in any order."""
-        return _hash32(row_S * _signed(_GOLDEN_32, 32), self._keys_PR2[place].index_select(0, lane_S))
+    def keys_of(self, place: Place, lane_M: Tensor, row_M: Tensor) -> Tensor:
+        """Keys of rows ``row_M`` (int32) of lanes ``lane_M``: what `row_keys` has there, in any order, int32 (M,)."""
+        return _hash32(row_M, self._keys_PR2[place].index_select(0, lane_M))
 
     def normal(self, place: Place, rows: int, columns: int) -> Tensor:
-        """Standard normal float32 numbers (R, rows, columns); an entry is the same whatever the sizes are."""
-        assert columns <= _NOISE_ROW
+        """Standard normal float32 numbers (R, N, E); an entry is the same whatever the sizes are."""
+        assert columns <= _NOISE_COLUMNS
         device = self._keys_PR2.device
-        row_N1 = torch.arange(rows, dtype=torch.int32, device=device).unsqueeze(1) * _NOISE_ROW
+        row_N1 = torch.arange(rows, dtype=torch.int32, device=device).unsqueeze(1) * _NOISE_COLUMNS
         index_NE = row_N1 + torch.arange(columns, dtype=torch.int32, device=device)
-        hash_RNE = _hash32(index_NE.mul_(_signed(_GOLDEN_32, 32)), self._keys_PR2[place][:, None, None])
-        uniform_RNE = (hash_RNE.float() + 0.5) * 2.0**-31
+        hash_RNE = _hash32(index_NE, self._keys_PR2[place][:, None, None])
         # float32 rounds the outermost integers to +-1, where the inverse is infinite.
         limit = 1 - 2.0**-24
-        return torch.erfinv(uniform_RNE.clamp_(-limit, limit)) * math.sqrt(2)
-
-
-def row_bits16(row_keys_S: Tensor, columns: int) -> Tensor:
-    """Uniform 16-bit integers (S, J) for rows with these keys."""
-    index_J = torch.arange((columns + 1) // 2, dtype=torch.int32, device=row_keys_S.device)
-    hash_SJ = index_J.mul_(_signed(_GOLDEN_32, 32)) ^ row_keys_S.unsqueeze(1)
-    return _scramble32(hash_SJ).view(torch.int16)[:, :columns]
+        uniform_RNE = ((hash_RNE.float() + 0.5) * 2.0**-31).clamp_(-limit, limit)
+        return torch.erfinv(uniform_RNE) * math.sqrt(2)
 
 
 class DropoutRates:
-    """Dropout probabilities of R lanes, in steps of 2^-16, and the mask that they give."""
+    """Dropout probabilities of R lanes, in steps of 2^-16 (255/256 at most), and the masks that they give.
+
+    An entry is dropped where its 8 random bits are below 256 times the probability, rounded up or down by the row's
+    key in the right proportion: the probability of each entry is exact, and the scale makes the expectation exact.
+    """
 
     def __init__(self, rates: Sequence[float], device: torch.device) -> None:
-        drops = [round(rate * 2**16) for rate in rates]
+        drops = [min(round(rate * 2**16), 255 * 2**8) for rate in rates]
         self.any = any(drops)
-        self._first_kept_R = torch.tensor([drop - 2**15 for drop in drops], dtype=torch.int32, device=device)
-        # Scaled by the probability that the 16 bits really give: the expectation is exact.
-        self._scale_R = torch.tensor([2**16 / (2**16 - drop) for drop in drops], device=device)
+        self.scale_R = torch.tensor([2**16 / (2**16 - drop) for drop in drops], device=device)
+        self._drops_R = torch.tensor(drops, dtype=torch.int32, device=device)
 
-    def mask(self, bits_RM: Tensor) -> Tensor:
-        """float32 (R, M): 0 where dropped, 1 / keep probability elsewhere."""
-        kept_RM = bits_RM >= self._first_kept_R.unsqueeze(1)
-        return kept_RM * self._scale_R.unsqueeze(1)
+    def apply(self, x_RNC: Tensor, randomness: LayerRandomness | None, place: Place) -> Tensor:
+        """Dropout on rows of each lane; without randomness, or where no lane drops, ``x_RNC`` itself."""
+        if randomness is None or not self.any:
+            return x_RNC
+        _, N, C = x_RNC.shape
+        return x_RNC * self.mask(randomness.row_keys(place, N), C).mul_(self.scale_R[:, None, None])
 
-    def row_mask(self, bits_SJ: Tensor, lane_S: Tensor) -> Tensor:
-        """The same for rows that belong to these lanes, float32 (S, J)."""
-        kept_SJ = bits_SJ >= self._first_kept_R.index_select(0, lane_S).unsqueeze(1)
-        return kept_SJ * self._scale_R.index_select(0, lane_S).unsqueeze(1)
+    def mask(self, keys_RN: Tensor, columns: int) -> Tensor:
+        """float32 (R, N, J), not scaled: 0 where dropped, 1 elsewhere."""
+        return _keep(keys_RN, self._drops_R.unsqueeze(1), columns)
+
+    def mask_of(self, keys_M: Tensor, lane_M: Tensor, columns: int) -> Tensor:
+        """The same for rows that belong to these lanes, float32 (M, J)."""
+        return _keep(keys_M, self._drops_R.index_select(0, lane_M), columns)
 
 
-def _signed(value: int, bits: int) -> int:
-    """The two's-complement reading of an unsigned constant: torch multiplies signed integers, wrapping."""
-    return value - (1 << bits) if value >> (bits - 1) else value
+def _keep(keys: Tensor, drops: Tensor, columns: int) -> Tensor:
+    """1 where an entry is kept, float32 (*keys.shape, J); ``drops`` are probabilities times 2^16."""
+    bits = _row_bits(keys, columns)
+    dither = (keys * _signed(_LOWBIAS[1], 32) >> 24) & 0xFF
+    first_kept = ((drops + dither) >> 8) - 128
+    kept = torch.empty(bits.shape, device=bits.device)
+    # Into a float at once: several times faster on a CPU than a comparison to bool and a conversion.
+    torch.ge(bits, first_kept.to(torch.int8).unsqueeze(-1), out=kept)
+    return kept[..., :columns]
+
+
+def _row_bits(keys: Tensor, columns: int) -> Tensor:
+    """Uniform 8-bit integers (*keys.shape, at least J) for rows with these keys."""
+    return _scramble(keys.unsqueeze(-1) ^ _column_keys((columns + 3) // 4, keys.device)).view(torch.int8)
+
+
+@lru_cache(maxsize=256)
+def _column_keys(words: int, device: torch.device) -> Tensor:
+    """Fixed, well mixed words, one per four columns."""
+    with torch.inference_mode(False):
+        return _hash32(
+            torch.arange(words, dtype=torch.int32, device=device), torch.zeros(2, dtype=torch.int32, device=device)
+        )
+
+
+def _hash32(index: Tensor, keys: Tensor) -> Tensor:
+    """Hash int32 indices under keys (…, 2) int32: the first word enters before the scrambling, the second within."""
+    return _scramble((index * _signed(_GOLDEN_32, 32)) ^ keys[..., 0], keys[..., 1])
+
+
+def _scramble(x: Tensor, key: Tensor | None = None) -> Tensor:
+    """The rounds of lowbias32 that follow a first one, on int32 in place; ``x`` must already be well spread."""
+    for multiplier in _LOWBIAS:
+        x *= _signed(multiplier, 32)
+        # The mask makes the shift a logical one: it takes the copies of the sign away.
+        x ^= (x >> 16).bitwise_and_(0xFFFF)
+        if key is not None:
+            x, key = x.add_(key), None
+    return x
 
 
 def _mix64(x: Tensor) -> Tensor:
-    """Splitmix64's finalizer: int64 -> int64, a bijection in which every input bit reaches every output bit."""
+    """Finalizer of splitmix64: a bijection on int64 in which every input bit reaches every output bit."""
     for shift, multiplier in _SPLITMIX:
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _signed(multiplier, 64)
     return x ^ ((x >> 31) & ((1 << 33) - 1))
 
 
-def _hash32(index: Tensor, keys: Tensor) -> Tensor:
-    """Hash int32 indices under keys (…, 2) int32: one word enters before the scrambling, one after it."""
-    return _scramble32(_scramble32(index ^ keys[..., 0]) ^ keys[..., 1])
-
-
-def _scramble32(x: Tensor) -> Tensor:
-    """lowbias32 on int32, in place: shifts are made logical by masking the copies of the sign."""
-    for shift, multiplier in _LOWBIAS:
-        x ^= (x >> shift).bitwise_and_((1 << (32 - shift)) - 1)
-        x *= _signed(multiplier, 32)
-    x ^= (x >> 16).bitwise_and_(0xFFFF)
-    return x
+def _signed(value: int, bits: int) -> int:
+    """The two's-complement reading of an unsigned constant: torch multiplies signed integers, wrapping around."""
+    return value - (1 << bits) if value >> (bits - 1) else value

@@ -32,11 +32,13 @@ class Slots:
     choice_S: Tensor | None
     """Position in the flattened (R*N*K) choices; None where all lanes have the same K, so that every choice is one."""
     bag_starts: Tensor
-    """First slot of each of the R*N tokens."""
+    """First slot of each of the R*N tokens, int32."""
+    first_slot_G: Tensor
+    """First slot of the lane that a group belongs to."""
     slots_per_lane_R1: Tensor
     num_experts_R: Tensor
     groups_RE: Tensor
-    """Group of each expert; a padded expert has its lane's last group, so that an index stays within the lane."""
+    """Group of each expert, int32; a padded expert has its lane's last group, so an index stays within its lane."""
     is_absent_R1E: Tensor | None
     """Experts that a lane lacks; None where all lanes have equally many."""
     is_beyond_R1K: Tensor | None
@@ -52,6 +54,7 @@ def slots_of(layout: LaneLayout, num_tokens: int, device: torch.device) -> Slots
         is_slot_RNK = (torch.arange(K) < top_k_R[:, None, None]).expand(R, num_tokens, K)
         lane_S, token_S, _ = is_slot_RNK.nonzero(as_tuple=True)
         bag_sizes = top_k_R.repeat_interleave(num_tokens)
+        first_slot_R = (top_k_R.cumsum(0) - top_k_R) * num_tokens
         is_beyond_R1K = _beyond(layout.top_k, device)
         last_R1 = num_experts_R.unsqueeze(1) - 1
         experts_RE = torch.minimum(torch.arange(layout.max_experts), last_R1)
@@ -60,10 +63,11 @@ def slots_of(layout: LaneLayout, num_tokens: int, device: torch.device) -> Slots
             token_S=(lane_S * num_tokens + token_S).to(device),
             row_S=torch.cat([torch.arange(num_tokens * k, dtype=torch.int32) for k in layout.top_k]).to(device),
             choice_S=None if is_beyond_R1K is None else is_slot_RNK.flatten().nonzero().squeeze(1).to(device),
-            bag_starts=(bag_sizes.cumsum(0) - bag_sizes).to(device),
+            bag_starts=(bag_sizes.cumsum(0) - bag_sizes).int().to(device),
+            first_slot_G=first_slot_R.repeat_interleave(num_experts_R).to(device),
             slots_per_lane_R1=(top_k_R * num_tokens).unsqueeze(1).to(device),
             num_experts_R=num_experts_R.to(device),
-            groups_RE=(torch.tensor(layout.group_starts).unsqueeze(1) + experts_RE).to(device),
+            groups_RE=(torch.tensor(layout.group_starts).unsqueeze(1) + experts_RE).int().to(device),
             is_absent_R1E=_beyond(layout.num_experts, device),
             is_beyond_R1K=is_beyond_R1K,
         )
@@ -86,7 +90,6 @@ class Routing:
     ends_G: Tensor
     """End of each group in that order, int32."""
 
-    @property
     def gates_S(self) -> Tensor:
         """Weight of each slot."""
         gates = self.gates_RNK.flatten()
@@ -161,7 +164,7 @@ class TopKRouter(nn.Module):
 def sort_by_group(groups_S: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
     """The slots ordered by group (stable), and the end of each group as int32 (G,); no host sync, no atomics."""
     sorted_S, order_S = groups_S.sort(stable=True)
-    boundaries_G = torch.arange(num_groups, device=groups_S.device)
+    boundaries_G = torch.arange(num_groups, dtype=groups_S.dtype, device=groups_S.device)
     return order_S, torch.searchsorted(sorted_S, boundaries_G, right=True, out_int32=True)
 
 

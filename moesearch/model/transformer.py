@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from moesearch.config.trial import TrialConfig
 from moesearch.model.attention import CausalSelfAttention
-from moesearch.model.experts import PackedExperts
+from moesearch.model.experts import ExpertBackend, PackedExperts
 from moesearch.model.initialization import initialize_lane
 from moesearch.model.lanes import LaneLayout
 from moesearch.model.layers import LaneEmbedding, LaneLayerNorm, LaneLinear, full_precision
@@ -36,14 +36,20 @@ class Block(nn.Module):
     """x + attention(norm(x)), then x + moe(norm(x))."""
 
     def __init__(
-        self, configs: Sequence[TrialConfig], dropout: DropoutRates, *, device: torch.device, dtype: torch.dtype
+        self,
+        configs: Sequence[TrialConfig],
+        dropout: DropoutRates,
+        backend: ExpertBackend,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         super().__init__()
         R, model = len(configs), configs[0].model
         self.attention_norm = LaneLayerNorm(R, model.width, device=device, dtype=dtype)
         self.attention = CausalSelfAttention(R, model, dropout, device=device, dtype=dtype)
         self.moe_norm = LaneLayerNorm(R, model.width, device=device, dtype=dtype)
-        self.moe = MoELayer(configs, dropout, device=device, dtype=dtype)
+        self.moe = MoELayer(configs, dropout, backend, device=device, dtype=dtype)
 
     def forward(self, x_RNC: Tensor, context: int, randomness: LayerRandomness | None) -> tuple[Tensor, Routing]:
         x_RNC = x_RNC + self.attention(self.attention_norm(x_RNC), context, randomness)
@@ -64,6 +70,7 @@ class MoETransformer(nn.Module):
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        expert_backend: ExpertBackend | None = None,
         initialized_lanes: Collection[int] | None = None,
     ) -> None:
         """Initialise all lanes, or these alone: the others then hold no meaningful values until `load_lane`."""
@@ -74,12 +81,13 @@ class MoETransformer(nn.Module):
         self.dtype = dtype
         self.layout = LaneLayout.of(configs)
         self.device = device = torch.device(device)
+        self.expert_backend: ExpertBackend = "grouped" if expert_backend is None else expert_backend
         R, model = len(configs), configs[0].model
         dropout = DropoutRates([c.model.dropout for c in configs], device)
         self.token_embedding = LaneEmbedding(R, vocab_size, model.width, device=device, dtype=dtype)
         self.position_embedding = LaneEmbedding(R, model.context, model.width, device=device, dtype=dtype)
         self.layers = nn.ModuleList(
-            Block(configs, dropout, device=device, dtype=dtype) for _ in range(model.num_layers)
+            Block(configs, dropout, self.expert_backend, device=device, dtype=dtype) for _ in range(model.num_layers)
         )
         self.norm = LaneLayerNorm(R, model.width, device=device, dtype=dtype)
         self.head = LaneLinear(R, model.width, vocab_size, bias=True, device=device, dtype=dtype)
