@@ -202,7 +202,7 @@ def _measured(results: StudyResults, trial: FrozenTrial | None) -> dict[str, Any
         **where,
         "trained": None if started is None else f"{started:%Y-%m-%d}",
         "tokens": tokens,
-        "training_flops": point.get("active_flops"),
+        "training_flops": None if point.get("active_flops") is None else round(point["active_flops"]),
         "train_seconds": seconds,
         "tokens_per_second": round(tokens / seconds) if tokens and seconds else None,
     }

@@ -74,7 +74,7 @@ def details(verdict: Verdict) -> tuple[str, ...]:
     if runner_up is not None and runner_up.blocks_ahead is not None:
         facts.append(
             f"It is ahead of {runner_up.label} on {runner_up.blocks_ahead} of {runner_up.num_blocks} equal parts of "
-            "the validation text."
+            "the validation text. The parts share their seeds, so this alone shows nothing."
         )
     if verdict.test is not None:
         opened = datetime.fromtimestamp(verdict.test.opened_at, UTC)
@@ -87,10 +87,10 @@ def details(verdict: Verdict) -> tuple[str, ...]:
     return tuple(facts)
 
 
-def _interval(verdict: Verdict, low: float | None, high: float | None) -> str:
+def _interval(verdict: Verdict, low: float | None, high: float | None, kind: str = "") -> str:
     if low is None or high is None:
         return ""
-    return f" ({verdict.confidence * 100:g} % interval {low:.4f} to {high:.4f})"
+    return f" ({verdict.confidence * 100:g} % interval{kind} {low:.4f} to {high:.4f})"
 
 
 def _unconfirmed(verdict: Verdict, best: Candidate) -> str:
@@ -119,7 +119,7 @@ def _no_difference(verdict: Verdict, best: Candidate, runner_up: Comparison) -> 
     text = (
         f"No difference was shown between the leaders {joined(verdict.leaders)}. {best.label} has the lowest mean, "
         f"{nats(best.mean)}, {nats(runner_up.difference)} ({percent(runner_up.percent)}) below {runner_up.label}"
-        f"{_interval(verdict, runner_up.low, runner_up.high)}. "
+        f"{_interval(verdict, runner_up.low, runner_up.high, ', Holm-corrected,')}. "
     )
     if verdict.seeds_needed is None:
         text += f"{MAX_SEEDS} seeds each could not show a difference that small: take the cheaper one."
@@ -134,6 +134,8 @@ def _baseline(verdict: Verdict, already_said: Comparison) -> str:
     """What was shown against the baseline, unless the runner-up is the baseline."""
     for other in verdict.comparisons:
         if other.is_baseline and other is not already_said:
-            shown = "It beats" if other.is_shown else "It was not shown to beat"
-            return f" {shown} the baseline, {other.label}, by {nats(other.difference)} ({percent(other.percent)})."
+            lead = f"{nats(other.difference)} ({percent(other.percent)})"
+            if other.is_shown:
+                return f" It beats the baseline, {other.label}, by {lead}."
+            return f" Its lead of {lead} over the baseline, {other.label}, is not shown either."
     return ""
