@@ -59,8 +59,8 @@ def open_storage(
         if not create and not Path(parsed.database or "").is_file():
             raise StoreError(f"{parsed.database}: no study store is here; name another with --runs or --storage")
         _make_folder(parsed)
-    with store_lock(url):
-        try:
+    try:
+        with store_lock(url):
             _refuse_other_databases(parsed)
             storage = _connect(parsed, heartbeat_interval, grace_period, on_stale)
             if parsed.get_backend_name() == "sqlite":
@@ -68,17 +68,17 @@ def open_storage(
             # A transaction of our own finds out now, not in the middle of a study, that the store is read-only.
             with storage.engine.begin() as connection:
                 connection.execute(sqlalchemy.text("SELECT 1"))
-        except StoreError:
-            raise
-        except ImportError as error:
-            raise StoreError(
-                f"{mask(url)}: the driver {error.name or parsed.drivername!r} is not installed; "
-                "`pip install psycopg[binary]` brings PostgreSQL's (postgresql+psycopg://...)"
-            ) from None
-        except (SQLAlchemyError, sqlite3.Error, optuna.exceptions.OptunaError, OSError) as error:
-            raise StoreError(f"{mask(url)}: cannot be opened as a study store: {_reason(error)}") from None
-        except RuntimeError as error:  # Optuna's word for a schema of another version
-            raise StoreError(f"{mask(url)}: {error}") from None
+    except StoreError:
+        raise
+    except ImportError as error:
+        raise StoreError(
+            f"{mask(url)}: the driver {error.name or parsed.drivername!r} is not installed; "
+            "`pip install psycopg[binary]` brings PostgreSQL's (postgresql+psycopg://...)"
+        ) from None
+    except (SQLAlchemyError, sqlite3.Error, optuna.exceptions.OptunaError, OSError) as error:
+        raise StoreError(f"{mask(url)}: cannot be opened as a study store: {_reason(error)}") from None
+    except RuntimeError as error:  # Optuna's word for a schema of another version
+        raise StoreError(f"{mask(url)}: {error}") from None
     return storage
 
 
@@ -129,14 +129,16 @@ def _make_folder(parsed: URL) -> None:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"{path.parent}: cannot be made a folder: {error.strerror}; choose another --runs") from None
-    try:
-        with path.open("a+b") as file:
-            file.seek(0)
-            header = file.read(16)
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be written: {error.strerror}; choose another --runs or --storage") from None
-    if header not in (b"", b"SQLite format 3\0"):
-        raise StoreError(f"{path} is no SQLite database; choose another --runs or --storage")
+    # Closing any handle of a file frees all locks that this process has on it, SQLite's included, and other processes
+    # would then ruin the store under our connections. So the file is looked into only where no store was ever opened.
+    if path.exists() and not Path(store_lock(str(parsed)).lock_file).exists():
+        try:
+            with path.open("rb") as file:
+                header = file.read(16)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be read: {error.strerror}; choose another --runs or --storage") from None
+        if header not in (b"", b"SQLite format 3\0"):
+            raise StoreError(f"{path} is no SQLite database; choose another --runs or --storage")
 
 
 def _refuse_other_databases(parsed: URL) -> None:

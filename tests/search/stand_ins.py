@@ -198,7 +198,7 @@ def new_job(
 
 def begin(config: StudyConfig, folder: Path) -> optuna.Study:
     """Open the study as the command does."""
-    return open_study(config, storage_in(folder), fresh=False)
+    return open_study(config, storage_in(folder, 30, 120), fresh=False)
 
 
 def work(

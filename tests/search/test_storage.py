@@ -49,6 +49,20 @@ def test_a_store_opens_again_with_what_it_held(tmp_path: Path) -> None:
     assert [study.study_name for study in again.get_all_studies()] == ["kept"]
 
 
+def _open_and_write(folder: str) -> None:
+    optuna.create_study(storage=open_storage(url_of(Path(folder))), study_name="another")
+
+
+def test_opening_a_store_twice_leaves_its_locks_in_place(tmp_path: Path) -> None:
+    # Without them, another process takes itself for the only one, and removes the log under our connections.
+    first = open_storage(url_of(tmp_path))
+    optuna.create_study(storage=first, study_name="one")
+    open_storage(url_of(tmp_path))
+    with in_processes([(_open_and_write, (str(tmp_path),))]):
+        pass
+    assert [study.study_name for study in first.get_all_studies()] == ["one", "another"]
+
+
 def test_a_sqlite_store_keeps_a_write_ahead_log(tmp_path: Path) -> None:
     open_storage(url_of(tmp_path))
     assert sqlite3.connect(tmp_path / "optuna.db").execute("PRAGMA journal_mode").fetchone() == ("wal",)
