@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import assert_never
 from urllib.error import URLError
 
+from moesearch.config.places import default_cache_dir
 from moesearch.config.trial import DataConfig
-from moesearch.data.cache import cached, default_cache_dir
+from moesearch.data.cache import cached
 from moesearch.data.facts import SHAKESPEARE, TINY_SHAKESPEARE, CorpusFacts, known_facts
 from moesearch.data.plays import render_plays
 from moesearch.errors import CorpusError

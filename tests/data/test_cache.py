@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from moesearch.config.places import default_cache_dir
 from moesearch.config.trial import DataConfig
-from moesearch.data.cache import cached, default_cache_dir
+from moesearch.data.cache import cached
 from moesearch.data.corpora import Corpus, load_corpus
 from moesearch.data.facts import SHAKESPEARE
 
