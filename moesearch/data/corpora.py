@@ -93,7 +93,7 @@ def fetch(url: str, facts: CorpusFacts, timeout_seconds: float = DOWNLOAD_TIMEOU
         f"connect to the network once, or set {TINY_SHAKESPEARE_VARIABLE} to the path of a copy (sha256 {facts.sha256})"
     )
     try:
-        with urllib.request.urlopen(url, timeout=timeout_seconds) as response:  # noqa: S310  our own constant URL
+        with urllib.request.urlopen(url, timeout=timeout_seconds) as response:  # noqa: S310  # nosec B310: our own constant URL
             # One byte more than expected is enough to know that it is something else.
             content: bytes = response.read(facts.num_bytes + 1)
     except (OSError, HTTPException) as error:
