@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import optuna
 from optuna.storages import RDBStorage
@@ -34,7 +34,9 @@ from moesearch.search.study import join_study
 from moesearch.search.view import RunView
 from moesearch.search.worker import Job, run_worker
 from moesearch.tracking.mlflow import MLflowTracker, prepare
-from moesearch.training.checkpoints import LaneCheckpoint, has_checkpoint, load_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:
+    from moesearch.training.checkpoints import LaneCheckpoint
 
 _logger = logging.getLogger(__name__)
 
@@ -46,9 +48,13 @@ class DiskCheckpoints:
     root: Path
 
     def save(self, key: str, checkpoint: LaneCheckpoint) -> None:
+        from moesearch.training.checkpoints import save_checkpoint
+
         save_checkpoint(checkpoint, self.root / key)
 
     def load(self, key: str) -> LaneCheckpoint | None:
+        from moesearch.training.checkpoints import has_checkpoint, load_checkpoint
+
         return load_checkpoint(self.root / key) if has_checkpoint(self.root / key) else None
 
     def delete(self, key: str) -> None:
@@ -113,7 +119,8 @@ def stop_at_end_of_input(stop: Callable[[], None]) -> None:
     threading.Thread(target=wait, name="stop", daemon=True).start()
 
 
-def main() -> int:
+def main(work: Callable[[WorkOrder, threading.Event], None] = work) -> int:
+    """Read the order, do the work, and return the exit code."""
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", level=logging.WARNING)
     order = WorkOrder.from_json(_read_line())
     stop = threading.Event()
@@ -128,7 +135,7 @@ def main() -> int:
     return 0
 
 
-def _leave(code: int) -> NoReturn:
+def leave(code: int) -> NoReturn:
     """End at once: all is in the store and on disk, and taking torch and MLflow down in order costs half a second."""
     logging.shutdown()
     sys.stderr.flush()
@@ -144,4 +151,4 @@ def _read_line() -> str:
 
 
 if __name__ == "__main__":
-    _leave(main())
+    leave(main())

@@ -29,7 +29,7 @@ from moesearch.results.records import CORPUS_FACTS, SESSION_PREFIX, confirm_stud
 from moesearch.results.verdict import OpenedTest, Verdict
 from moesearch.search.claims import Claims, requeue_stale, worker_name
 from moesearch.search.confirm import new_opening, plan_confirmation, settle_verdict
-from moesearch.search.crew import Crew
+from moesearch.search.crew import WORKER_COMMAND, Crew
 from moesearch.search.machine import Placement
 from moesearch.search.order import WorkOrder
 from moesearch.search.progress import Progress, hopeless
@@ -63,6 +63,7 @@ def run_study(
     fresh: bool,
     command: str,
     show: Callable[[Progress], None],
+    worker_command: Sequence[str] = WORKER_COMMAND,
 ) -> Outcome:
     """Bring a study to the end that its file asks for, from wherever it stands.
 
@@ -72,6 +73,7 @@ def run_study(
         fresh: delete what the store holds of the study first.
         command: the command line, for the record.
         show: called about once a second with the state of the study.
+        worker_command: starts a worker process, which reads its order from standard input.
 
     Raises:
         InputError: a person's mistake, here or in a worker.
@@ -88,7 +90,7 @@ def run_study(
     had_work = supervisor.has_work()
     if had_work:
         with _session(storage, order, placement, command):
-            supervisor.run(placement)
+            supervisor.run(placement, worker_command)
     verdict = supervisor.settle(placement.device)
     return Outcome(supervisor.progress(), verdict, time.monotonic() - started, had_work)
 
@@ -138,9 +140,9 @@ class _Supervisor:
             time.monotonic() - self.started,
         )
 
-    def run(self, placement: Placement) -> None:
+    def run(self, placement: Placement, worker_command: Sequence[str]) -> None:
         """Keep workers at work until they leave of their own accord."""
-        with Crew(self.order, placement) as crew, _signals(crew):
+        with Crew(self.order, placement, command=worker_command) as crew, _signals(crew):
             shown = 0.0
             while crew.is_at_work:
                 if crew.bury_the_dead():

@@ -42,16 +42,16 @@ def _work_slowly(folder: str, num_trials: int) -> None:
 
 
 def test_four_workers_and_many_kills_end_with_exactly_the_trials_asked_for(tmp_path: Path) -> None:
-    num_trials, chance = 24, random.Random(0)
+    num_trials, chance = 16, random.Random(0)
     config = study_config(num_trials=num_trials)
     study = begin(config, tmp_path)
     workers = [start(_work_slowly, str(tmp_path), num_trials) for _ in range(4)]
     num_kills = 0
     try:
         while any(worker.is_alive() for worker in workers):
-            time.sleep(chance.uniform(0.1, 0.4))
+            time.sleep(chance.uniform(0.05, 0.3))
             victim = chance.randrange(4)
-            if num_kills < 12 and workers[victim].is_alive():
+            if num_kills < 8 and workers[victim].is_alive():
                 workers[victim].kill()
                 workers[victim].join()
                 num_kills += 1
@@ -60,7 +60,7 @@ def test_four_workers_and_many_kills_end_with_exactly_the_trials_asked_for(tmp_p
         for worker in workers:
             worker.kill()
     trials = study.trials
-    assert num_kills == 12
+    assert num_kills == 8
     assert [worker.exitcode for worker in workers] == [0] * 4
     assert sum(map(is_finished, trials)) == num_trials
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.WAITING}

@@ -189,7 +189,7 @@ def test_a_stopped_worker_puts_its_trial_back_and_another_goes_on_where_it_stood
     assert [list(trial.intermediate_values) for trial in study.trials] == [[1, 2, 3, 4]] * 2
 
 
-@pytest.mark.parametrize("at", range(8))
+@pytest.mark.parametrize("at", [0, 3, 4, 7])
 def test_a_worker_that_dies_at_any_milestone_costs_at_most_the_milestone(at: int, tmp_path: Path) -> None:
     config = study_config(num_trials=2)
     study = begin(config, tmp_path)

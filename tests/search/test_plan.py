@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+
+from moesearch.search.plan import plan, plan_lines
+from tests.search.stand_ins import study_config
+
+
+def test_the_plan_counts_points_and_feasible_points() -> None:
+    planned = plan(study_config())
+    assert (planned.num_points, planned.num_feasible) == (12, 10)
+
+
+def test_the_articles_model_has_its_parameters_without_a_download() -> None:
+    planned = plan(study_config(base={"data": {"corpus": "tiny_shakespeare"}}))
+    assert (planned.total_params, planned.active_params, planned.vocab_size) == (8_996_545, 2_674_369, 65)
+    assert "8,996,545 parameters" in "\n".join(plan_lines(planned))
+
+
+def test_the_cost_of_a_trial_is_three_forward_passes_per_token_and_one_per_evaluated_token() -> None:
+    planned = plan(study_config())
+    tokens = 40 * 16 * 32
+    assert planned.base_cost.train_flops == tokens * 3 * planned.flops_per_token
+    assert planned.base_cost.eval_flops == 4 * 192_810 * planned.flops_per_token
+
+
+def test_the_cost_of_a_study_lies_between_its_cheapest_and_its_dearest_trials() -> None:
+    planned = plan(study_config())
+    assert planned.min_trial_flops * 6 < planned.study_flops < planned.max_trial_flops * 6
+
+
+def test_lane_knobs_and_shape_knobs_are_told_apart() -> None:
+    search = {
+        "model.width": {"type": "int", "low": 64, "high": 128, "step": 64},
+        "optim.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
+    }
+    planned = plan(study_config(search=search))
+    assert [(knob.path, knob.is_lane) for knob in planned.knobs] == [("model.width", False), ("optim.lr", True)]
+    assert planned.num_points is None
+    assert "  optim.lr     lane knob   0.0001 to 0.01, evenly in the logarithm" in plan_lines(planned)
+
+
+def test_the_sampler_says_whether_it_covers_the_space() -> None:
+    assert "each of the 10 feasible points" in plan(study_config(num_trials=10)).sampler
+    assert "TPE" in plan(study_config(num_trials=9)).sampler
+
+
+def test_the_baseline_counts_among_the_runs_to_confirm() -> None:
+    queued = ({"moe.num_experts": 4, "moe.top_k": 1, "moe.noise": True},)
+    assert plan(study_config(confirm={"top": 3, "seeds": 2}, enqueue=queued)).num_confirm_runs == 8
+    assert plan(study_config(confirm={"top": 0})).num_confirm_runs == 0
+
+
+def test_a_plan_is_json() -> None:
+    assert json.loads(json.dumps(plan(study_config()).to_json()))["num_points"] == 12
