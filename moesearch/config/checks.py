@@ -26,18 +26,19 @@ _MAX_CANDIDATES = 1000
 _KNOB = TypeAdapter[Knob](Knob)
 
 _CORPUS_REASON = "trials on different texts cannot be compared; write one study for each"
-_NOT_SEARCHED = {
+NOT_SEARCHED = {
     "seed": "the seed of each trial is derived from sampler.seed; confirm.seeds trains the best on fresh ones",
     "data.order_seed": "the order of batches follows each trial's seed; confirm.seeds trains the best on fresh ones",
     "data.corpus": _CORPUS_REASON,
     "data.text": _CORPUS_REASON,
     "budget.milestones": "trials are compared at equal milestones; set base.budget.milestones",
 }
+"""Fields of a trial that no knob may have -> why."""
 
 
 def searchable_fields() -> tuple[str, ...]:
     """The dotted paths that a knob may have."""
-    return tuple(path for path in field_names() if path not in _NOT_SEARCHED)
+    return tuple(path for path in field_names() if path not in NOT_SEARCHED)
 
 
 def check_form(raw: Mapping[str, Any], written: Written) -> Iterator[Finding]:
@@ -93,8 +94,8 @@ def _check_knob(path: str, value: object, written: Written) -> Iterator[Finding]
     if path not in field_names():
         yield Finding(place, unknown_path(path))
         return
-    if path in _NOT_SEARCHED:
-        yield Finding(place, f" is not searched: {_NOT_SEARCHED[path]}")
+    if path in NOT_SEARCHED:
+        yield Finding(place, f" is not searched: {NOT_SEARCHED[path]}")
         return
     match _knob(value):
         case CategoricalKnob(choices=choices):
@@ -102,8 +103,8 @@ def _check_knob(path: str, value: object, written: Written) -> Iterator[Finding]
         case IntKnob(low=low, high=high) | FloatKnob(low=low, high=high) as knob:
             schema = field_schema(path)
             needed = "integer" if isinstance(knob, IntKnob) else "number"
-            if not _accepts(schema, needed):
-                way_on = "int" if _accepts(schema, "integer") else "categorical"
+            if not accepts(schema, needed):
+                way_on = "int" if accepts(schema, "integer") else "categorical"
                 yield Finding(
                     (*place, "type"), f" is {knob.type}, but {path} is {expectation(schema)}; use type: {way_on}"
                 )
@@ -167,7 +168,7 @@ def _fits(path: str, value: object) -> bool:
     return True
 
 
-def _accepts(schema: JsonSchema, kind: str) -> bool:
+def accepts(schema: JsonSchema, kind: str) -> bool:
     """Whether a field takes every number of a kind: a real-valued field takes whole numbers too."""
     options = schema.get("anyOf", [schema])
     return any(option.get("type") in {kind, "number"} for option in options)

@@ -16,7 +16,8 @@ class SamplerConfig(Section):
     """Who proposes the next configuration."""
 
     type: Literal["auto", "tpe", "random"] = "auto"
-    """``auto`` covers a feasible space that fits the budget point by point, and uses TPE on a larger one."""
+    """``auto`` covers a feasible space that fits the budget point by point, and uses TPE (Bergstra et al. 2011) on a
+    larger one."""
     seed: Annotated[int, Field(ge=0, lt=2**31), WHOLE] = 0
     """Seed of the study: of its sampler, and of every trial's own seed."""
 
@@ -25,7 +26,7 @@ class PrunerConfig(Section):
     """Who stops a trial early; always on ``val_loss`` at equal milestones."""
 
     type: Literal["median", "none"] = "median"
-    """``median`` stops a trial that is worse than the median of the others at its milestone."""
+    """``median`` stops a trial that is worse than the median of the others at its milestone (Golovin et al. 2017)."""
     warmup_milestones: Annotated[int, Field(ge=0, le=10_000), WHOLE] = 2
     """Milestones of each trial before it can be pruned."""
     warmup_trials: Annotated[int, Field(ge=0, le=1_000_000), WHOLE] = 5
@@ -38,7 +39,7 @@ class ConfirmConfig(Section):
     top: Annotated[int, Field(ge=0, le=100), WHOLE] = 3
     """Leading configurations that are trained again; 0 skips confirmation."""
     seeds: Annotated[int, Field(ge=2, le=100), WHOLE] = 3
-    """Fresh seeds for each of them."""
+    """Fresh seeds for each of them: 3 for a first look, 5 for a claim (docs/decisions/0004-verdict.md)."""
 
 
 class RunConfig(Section):

@@ -63,15 +63,16 @@ class ModelConfig(Section):
     """The transformer around the experts."""
 
     width: Annotated[int, Field(ge=1, le=65536), WHOLE] = 128
-    """Width C of the residual stream."""
+    """Width C of the residual stream: numbers per token between the blocks."""
     num_layers: Annotated[int, Field(ge=1, le=1024), WHOLE] = 8
-    """Number of blocks, each of attention and experts."""
+    """Number of blocks, each of attention and experts (pre-norm: ``x + f(layer_norm(x))``)."""
     num_heads: Annotated[int, Field(ge=1, le=1024), WHOLE] = 8
-    """Attention heads; they divide the width."""
+    """Attention heads (Vaswani et al. 2017); they divide the width."""
     context: Annotated[int, Field(ge=1, le=1_048_576), WHOLE] = 32
-    """Context length T in tokens."""
+    """Context length T in tokens; a token sees at most this many, itself included."""
     dropout: Annotated[float, Field(ge=0, lt=1), LANE] = 0.1
-    """Dropout probability on attention weights, after the attention projection and after each expert."""
+    """Dropout probability (Srivastava et al. 2014) on attention weights, after the attention projection and after each
+    expert; in training only."""
     attention_scale: Literal["head", "width"] | Annotated[float, Field(gt=0, le=1000)] = "head"
     """Factor on the attention scores: ``head`` is head_width^-0.5, ``width`` is width^-0.5 (makeMoE), or a number."""
 
@@ -84,21 +85,24 @@ class MoEConfig(Section):
     """The sparse mixture-of-experts layer: experts, router, balance."""
 
     num_experts: Annotated[int, Field(ge=1, le=512), WHOLE, LANE] = 8
-    """Experts in each layer."""
+    """Experts E in each layer; at equal ``top_k``, more of them cost memory, and FLOPs in the router alone."""
     top_k: Annotated[int, Field(ge=1, le=512), WHOLE, LANE] = 2
-    """Experts active per token."""
+    """Experts K that each token passes through (Shazeer et al. 2017); their gates sum to 1. At most ``num_experts``."""
     expert_hidden_dim: Annotated[int, Field(ge=1, le=1_048_576), WHOLE] | None = None
-    """Hidden width F of an expert; null is 4 * width."""
+    """Hidden width F of an expert; null is 4 * width. Finer experts have less (Krajewski et al. 2024)."""
     init: Annotated[Init, LANE] = "kaiming_normal"
-    """Initialisation of every linear weight: attention, router, experts, head."""
+    """Initialisation of every linear weight: attention, router, experts, head. ``kaiming`` is of He et al. 2015 (fan
+    in, gain sqrt 2), ``xavier`` of Glorot and Bengio 2010, ``normal`` of deviation ``init_std``."""
     init_std: Annotated[float, Field(gt=0, le=10), LANE] = 0.02
     """Standard deviation of init ``normal``; the other schemes do not read it."""
     noise: Annotated[bool, LANE] = True
-    """Noisy top-k routing (Shazeer et al. 2017) in training; never in evaluation."""
+    """Noisy top-k routing (Shazeer et al. 2017, eq. 4) in training, by a second linear map of the router; never in
+    evaluation."""
     load_balancing_loss_weight: Annotated[float, Field(ge=0, le=1000), LANE] = 0.0
-    """Weight of the load-balancing loss in training; it is 1 at perfect balance."""
+    """Weight of the load-balancing loss in training (Fedus et al. 2021, eq. 4), a mean over layers. It is 1 at perfect
+    balance for every E and K; 0.01 is usual."""
     router_z_loss_weight: Annotated[float, Field(ge=0, le=1000), LANE] = 0.0
-    """Weight of the router z-loss in training."""
+    """Weight of the router z-loss in training (Zoph et al. 2022, eq. 5), a mean over layers; 0.001 is usual."""
 
     def broken_rules(self) -> Iterator[tuple[str, str]]:
         if self.top_k > self.num_experts:
@@ -109,36 +113,37 @@ class OptimConfig(Section):
     """AdamW and its schedule."""
 
     lr: Annotated[float, Field(gt=0, le=100), LANE] = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate of AdamW (Loshchilov and Hutter 2019)."""
     weight_decay: Annotated[float, Field(ge=0, le=100), LANE] = 0.01
-    """Decoupled weight decay."""
+    """Decoupled weight decay, on every parameter: each step takes off lr * weight_decay of it."""
     beta1: Annotated[float, Field(ge=0, lt=1), LANE] = 0.9
-    """Decay of the running mean of gradients."""
+    """Decay of the running mean of gradients (Kingma and Ba 2015)."""
     beta2: Annotated[float, Field(ge=0, lt=1), LANE] = 0.999
     """Decay of the running mean of squared gradients."""
     eps: Annotated[float, Field(gt=0, le=1), LANE] = 1e-8
     """Added to the root of the squared gradients' mean."""
     grad_clip: Annotated[Annotated[float, Field(gt=0, le=1e6)] | None, LANE] = None
-    """Largest global gradient norm of a trial; null does not clip."""
+    """Largest global gradient norm of a trial (Pascanu et al. 2013); null does not clip."""
     schedule: Annotated[Schedule, LANE] = "constant"
-    """Learning rate after the warm-up: constant, cosine, or wsd (constant, then linear decay)."""
+    """Learning rate after the warm-up: constant, cosine (Loshchilov and Hutter 2017), or wsd (constant, then linear
+    decay; Hu et al. 2024)."""
     warmup_tokens: Annotated[int, Field(ge=0, le=10**15), WHOLE, LANE] = 0
     """Tokens of linear warm-up; in tokens, so that trials with other batch sizes share one schedule."""
     final_lr_fraction: Annotated[float, Field(ge=0, le=1), LANE] = 0.1
     """Learning rate at the end of ``cosine`` and ``wsd``, as a fraction of ``lr``."""
     decay_fraction: Annotated[float, Field(gt=0, le=1), LANE] = 0.2
-    """Last part of the budget in which ``wsd`` decays linearly."""
+    """Last part of the budget, 0 to 1, in which ``wsd`` decays linearly."""
 
 
 class DataConfig(Section):
     """The text and how it is cut."""
 
     corpus: CorpusName = "shakespeare"
-    """A text that is built in; tiny_shakespeare is downloaded once."""
+    """A text that is built in; ``shakespeare`` comes with a package, ``tiny_shakespeare`` is downloaded once."""
     text: Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")] | None = None
     """Path of a UTF-8 file of your own; takes the place of ``corpus``."""
     batch_size: Annotated[int, Field(ge=1, le=65536), WHOLE] = 16
-    """Sequences per step."""
+    """Sequences B per step; each has ``context`` tokens."""
     order_seed: Annotated[Annotated[int, Field(ge=0, lt=2**63), WHOLE] | None, LANE] = None
     """Seed of the order of batches; null follows ``seed``. Equal order seeds pair two trials' data."""
 
@@ -149,11 +154,12 @@ class BudgetConfig(Section):
     steps: Annotated[Annotated[int, Field(ge=1, le=10**9), WHOLE] | None, LANE] = None
     """Optimiser steps; 5000 where no budget is given."""
     tokens: Annotated[Annotated[int, Field(ge=1, le=10**15), WHOLE] | None, LANE] = None
-    """Training tokens."""
+    """Training tokens, rounded up to whole steps."""
     active_flops: Annotated[Annotated[float, Field(gt=0, le=1e30)] | None, LANE] = None
-    """Training FLOPs of the active parameters (forward and backward)."""
+    """Training FLOPs of the active parameters (forward and backward), rounded up to whole steps."""
     milestones: Annotated[int, Field(ge=1, le=10_000), WHOLE, LANE] = 10
-    """Number of evaluations, the last one at the end."""
+    """Number of evaluations on the whole validation split, at equal fractions of the budget, the last one at the end.
+    At most one a step."""
 
     @model_validator(mode="before")
     @classmethod
