@@ -63,13 +63,21 @@ def places_for(vacant: Mapping[int, TrialConfig], incoming: Sequence[TrialConfig
     return places
 
 
+class CaptureError(RuntimeError):
+    """A step does something that a CUDA graph cannot record."""
+
+
 def runner(step: TrainStep, device: torch.device) -> Callable[[], None]:
     """What does the next planned step on a device: the step itself, or its captured graph on CUDA."""
     return capture(step).replay if device.type == "cuda" else step
 
 
 def capture(step: TrainStep) -> torch.cuda.CUDAGraph:
-    """Record a step as a graph; its gradients and activations live in the graph's own memory from then on."""
+    """Record a step as a graph; its gradients and activations live in the graph's own memory from then on.
+
+    Raises:
+        CaptureError: a kernel of the step waits for the host, as grouped products do on some cards.
+    """
     with step.rehearsal():
         side_stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         side_stream.wait_stream(torch.cuda.current_stream())
@@ -78,6 +86,11 @@ def capture(step: TrainStep) -> torch.cuda.CUDAGraph:
                 step()
         torch.cuda.current_stream().wait_stream(side_stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
+        try:
+            with torch.cuda.graph(graph):
+                step()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise CaptureError(f"the step cannot be captured: {error}") from error
     return graph

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from moesearch.model.experts import ExpertBackend
 from moesearch.model.initialization import initialize_lane
 from moesearch.model.transformer import MoETransformer
 from moesearch.training.cuda_graph import places_for, runner
@@ -21,11 +22,22 @@ class LanePack:
     A packed lane's tensors are views of the model and the optimizer's own moments: training changes them.
     """
 
-    def __init__(self, lanes: Sequence[Lane], train_tokens_N: Tensor, vocab_size: int, *, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        train_tokens_N: Tensor,
+        vocab_size: int,
+        *,
+        dtype: torch.dtype,
+        expert_backend: ExpertBackend | None = None,
+    ) -> None:
+        """Move the lanes in; CaptureError, with the lanes intact, if a CUDA device cannot capture their step."""
         device = train_tokens_N.device
         configs = [lane.config for lane in lanes]
         self.lanes = list(lanes)
-        self.model = MoETransformer(configs, vocab_size, device=device, dtype=dtype, initialized_lanes=())
+        self.model = MoETransformer(
+            configs, vocab_size, device=device, dtype=dtype, expert_backend=expert_backend, initialized_lanes=()
+        )
         self._optimizers = [
             LaneOptimizer(lane.config.optim, self.model.lane_parameters(place)) for place, lane in enumerate(lanes)
         ]

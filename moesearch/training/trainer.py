@@ -5,6 +5,7 @@ Shapes:  N training tokens
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +16,17 @@ import torch
 from moesearch.config.trial import TrialConfig
 from moesearch.data.tokens import TokenData, check_length
 from moesearch.errors import CheckpointError
+from moesearch.model.experts import ExpertBackend
 from moesearch.model.transformer import MoETransformer, require_one_shape
 from moesearch.training.checkpoints import LaneCheckpoint
+from moesearch.training.cuda_graph import CaptureError
 from moesearch.training.evaluation import SplitLoss, evaluate_split, never
 from moesearch.training.lane import Lane
 from moesearch.training.pack import LanePack
 from moesearch.training.points import EvalPoint
 from moesearch.training.step import MAX_PLANNED_STEPS
+
+_log = logging.getLogger(__name__)
 
 
 class LaneTrainer:
@@ -36,6 +41,8 @@ class LaneTrainer:
         self._train_tokens_N = tokens.train.to(self._device)
         # Products in bfloat16 are a GPU's fast path, and far slower than float32 on most CPUs.
         self._dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        # None lets the model choose; set where its choice cannot be captured on this device.
+        self._expert_backend: ExpertBackend | None = None
         self._lanes: list[Lane | None] = [None] * num_lanes
         self._pack: LanePack | None = None
 
@@ -125,7 +132,7 @@ class LaneTrainer:
         if pack is not None and pack.lanes == [loaded]:
             return pack.model
         assert loaded.tensors is not None
-        alone = self._empty_model(loaded.config, self._device)
+        alone = self._empty_model(loaded.config)
         alone.load_lane(0, loaded.tensors.parameters)
         return alone
 
@@ -146,8 +153,27 @@ class LaneTrainer:
         if self._pack is None or not self._pack.refill(active):
             if self._pack is not None and not any(lane in self._pack.lanes for lane in active):
                 self._pack = None  # Nothing of it is needed, so its memory is free before the new one takes its own.
-            self._pack = LanePack(active, self._train_tokens_N, self._tokens.vocab_size, dtype=self._dtype)
+            self._pack = self._new_pack(active)
         return self._pack
+
+    def _new_pack(self, lanes: list[Lane]) -> LanePack:
+        def pack() -> LanePack:
+            return LanePack(
+                lanes,
+                self._train_tokens_N,
+                self._tokens.vocab_size,
+                dtype=self._dtype,
+                expert_backend=self._expert_backend,
+            )
+
+        try:
+            return pack()
+        except CaptureError as error:
+            if self._expert_backend == "blocks":
+                raise
+            _log.warning("%s; experts are computed in padded blocks from here on", error)
+            self._expert_backend = "blocks"
+            return pack()
 
     def _train(self, active: list[Lane], should_stop: Callable[[], bool]) -> None:
         """Step all lanes until one is due or diverged, or until stopped."""
@@ -191,9 +217,16 @@ class LaneTrainer:
         lane.eval_seconds += time.perf_counter() - started
         return result
 
-    def _empty_model(self, config: TrialConfig, device: torch.device) -> MoETransformer:
+    def _empty_model(self, config: TrialConfig) -> MoETransformer:
         """A model whose one lane is to be loaded."""
-        return MoETransformer([config], self._tokens.vocab_size, device=device, dtype=self._dtype, initialized_lanes=())
+        return MoETransformer(
+            [config],
+            self._tokens.vocab_size,
+            device=self._device,
+            dtype=self._dtype,
+            expert_backend=self._expert_backend,
+            initialized_lanes=(),
+        )
 
     def _settle(self, lane: Lane) -> None:
         """Give a lane that trains no more tensors of its own, since its place in the pack will be another's."""
@@ -208,7 +241,11 @@ class LaneTrainer:
                 f"the checkpoint was trained on another text (sha256 {checkpoint.corpus_sha256[:12]}…, "
                 f"this is {self._tokens.corpus_sha256[:12]}…); start from step 0, or bring that text back"
             )
-        expected = self._empty_model(config, torch.device("meta")).lane_parameters(0)
+        # Shapes alone: nothing is allocated, nothing computed.
+        model = MoETransformer(
+            [config], self._tokens.vocab_size, device="meta", expert_backend="loop", initialized_lanes=()
+        )
+        expected = model.lane_parameters(0)
         shapes = {name: tensor.shape for name, tensor in expected.items()}
         for group in (checkpoint.parameters, checkpoint.exp_avg, checkpoint.exp_avg_sq):
             if {name: tensor.shape for name, tensor in group.items()} != shapes:
