@@ -9,7 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.resolve import derive_seed, resolve
-from moesearch.config.study import StudyConfig
+from moesearch.config.study import Objective, StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import InfeasibleError, InputError, LostTrialError
 from moesearch.results.records import (
@@ -118,6 +118,17 @@ def last_point(trial: FrozenTrial) -> EvalPoint | None:
         return None
     record = trial.system_attrs[f"{MILESTONE_PREFIX}{trial.last_step:04d}"]
     return EvalPoint(**{**record, "val_block_losses": tuple(record["val_block_losses"])})
+
+
+def objective_value(objective: Objective, point: EvalPoint) -> float:
+    """What the study minimises, of a trial's last milestone."""
+    match objective:
+        case "val_loss":
+            return point.val_loss
+        case "val_bpb":
+            return point.val_bpb
+        case _:
+            assert_never(objective)
 
 
 def finish(

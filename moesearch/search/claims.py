@@ -92,7 +92,8 @@ class Claims:
         """Take the first trial that waits, or make one if the budget has room. To be called under the lock."""
         trials = self.study.get_trials(deepcopy=False)
         waiting = next((trial for trial in trials if trial.state is TrialState.WAITING), None)
-        if not self._has_room(trials, len(trials) if waiting is None else waiting.number):
+        expected = len(trials) if waiting is None else waiting.number
+        if not self._has_room(trials, expected):
             return None
         if waiting is not None:
             # It may have run before. The sign of life from then is old, so it would be taken for stale at once.
@@ -106,7 +107,7 @@ class Claims:
         with fenced(trial):
             trial.set_user_attr(WORKER, self.worker)
         # Another host may have asked at the same moment; the trial's number says who came first.
-        if not self._has_room(self.study.get_trials(deepcopy=False), trial.number):
+        if trial.number != expected and not self._has_room(self.study.get_trials(deepcopy=False), trial.number):
             self.give_back(trial)
             return None
         return trial

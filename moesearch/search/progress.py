@@ -71,7 +71,7 @@ class Progress:
 
 def hopeless(trials: Sequence[FrozenTrial]) -> str | None:
     """Why going on makes no sense: nearly all trials fail. None while there is hope."""
-    failures = [trial for trial in trials if is_void(trial) and trial.user_attrs.get(OUTCOME) in _FAILURES]
+    failures = [trial for trial in trials if trial.user_attrs.get(OUTCOME) in _FAILURES and is_void(trial)]
     if len(failures) < MIN_FAILURES or len(failures) <= FAILURES_PER_SUCCESS * sum(map(is_finished, trials)):
         return None
     last = failures[-1].user_attrs

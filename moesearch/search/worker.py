@@ -10,51 +10,21 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from threading import Event
-from typing import Protocol, TypeVar
 
-from moesearch.config.study import Objective, StudyConfig
+from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import CheckpointError, LostTrialError
 from moesearch.results.records import EVAL_SECONDS, MILESTONE_PREFIX, TRAIN_SECONDS, Outcome
-from moesearch.search.assignments import Assignment, finish, next_assignment
+from moesearch.search.assignments import Assignment, finish, next_assignment, objective_value
 from moesearch.search.claims import Claims, Heartbeat, fenced
 from moesearch.search.progress import hopeless
+from moesearch.search.seams import Checkpoint, Checkpoints, Trainer
 from moesearch.search.view import RunView
 from moesearch.training.points import EvalPoint
 
 POLL_SECONDS = 0.5
 
 _logger = logging.getLogger(__name__)
-
-
-class HasPoints(Protocol):
-    """A checkpoint, as far as the loop looks into it."""
-
-    @property
-    def points(self) -> tuple[EvalPoint, ...]:
-        """All evaluations so far; the last one with its losses per block."""
-
-
-Checkpoint = TypeVar("Checkpoint", bound=HasPoints)
-
-
-class Trainer(Protocol[Checkpoint]):
-    """What the loop needs of training: LaneTrainer, or a stand-in with recorded curves."""
-
-    @property
-    def free_lanes(self) -> tuple[int, ...]: ...
-    def load(self, lane: int, config: TrialConfig, checkpoint: Checkpoint | None = None) -> None: ...
-    def free(self, lane: int) -> None: ...
-    def advance(self, should_stop: Callable[[], bool]) -> list[tuple[int, EvalPoint]]: ...
-    def checkpoint(self, lane: int) -> Checkpoint: ...
-
-
-class Checkpoints(Protocol[Checkpoint]):
-    """Where unfinished trials wait; ``key`` names a configuration and a seed of it."""
-
-    def save(self, key: str, checkpoint: Checkpoint) -> None: ...
-    def load(self, key: str) -> Checkpoint | None: ...
-    def delete(self, key: str) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -236,7 +206,7 @@ class _Worker:
 
     def _fail(self, lane: int, error: Exception) -> None:
         """End a trial whose training raised: the study goes on, and the error's name is in its record."""
-        outcome: Outcome = "out_of_memory" if is_out_of_memory(error) else "error"
+        outcome: Outcome = "out_of_memory" if _is_out_of_memory(error) else "error"
         _logger.error("trial %d: %s", self.runs[lane].assignment.trial.number, outcome, exc_info=error)
         try:
             self._tell(lane, outcome, None, f"{type(error).__name__}: {error}")
@@ -273,11 +243,7 @@ class _Worker:
                 self._drop(lane, error)
 
 
-def objective_value(objective: Objective, point: EvalPoint) -> float:
-    """What the study minimises, of a trial's last milestone."""
-    return point.val_loss if objective == "val_loss" else point.val_bpb
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, the host's or the device's; torch's error is told by name, so as not to import torch."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, the host's or the device's. torch, which is not imported here, is known by its words."""
+    is_torchs = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or is_torchs

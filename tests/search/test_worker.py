@@ -124,6 +124,7 @@ def test_a_diverged_trial_is_a_violated_constraint_and_does_not_count(tmp_path: 
     [
         (MemoryError("no room"), "out_of_memory", TrialState.PRUNED),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "out_of_memory", TrialState.PRUNED),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "out_of_memory", TrialState.PRUNED),
         (ZeroDivisionError("a bug"), "error", TrialState.FAIL),
     ],
 )
