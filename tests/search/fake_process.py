@@ -38,7 +38,7 @@ def work(order: WorkOrder, stop: threading.Event) -> None:
         case "killed-once":
             trainer = UnluckyTrainer(order.runs / "killed")
         case "slow":
-            trainer = TableTrainer(seconds=0.5)
+            trainer = TableTrainer(seconds=0.4)
         case "diverges":
             trainer = TableTrainer(losses=_diverging)
         case "dies-at-once":

@@ -155,9 +155,13 @@ def _empty_store() -> bytes:
         return (Path(folder) / "optuna.db").read_bytes()
 
 
-@cache
 def storage_in(folder: Path, heartbeat_interval: int = 30, grace_period: int = 120) -> RDBStorage:
     """The store of a test's folder, opened once per process: creating one takes a tenth of a second."""
+    return _open(folder, heartbeat_interval, grace_period)
+
+
+@cache
+def _open(folder: Path, heartbeat_interval: int, grace_period: int) -> RDBStorage:
     if not (folder / "optuna.db").exists():
         (folder / "optuna.db").write_bytes(_empty_store())
     return open_storage(
@@ -198,7 +202,7 @@ def new_job(
 
 def begin(config: StudyConfig, folder: Path) -> optuna.Study:
     """Open the study as the command does."""
-    return open_study(config, storage_in(folder, 30, 120), fresh=False)
+    return open_study(config, storage_in(folder), fresh=False)
 
 
 def work(

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import optuna
 from optuna.storages import RDBStorage
@@ -19,9 +21,19 @@ BASELINE = {"moe.num_experts": 4, "moe.top_k": 4, "moe.noise": True}  # the wors
 CONFIG_OF_STUDY = study_config(num_trials=10, enqueue=(BASELINE,), confirm={"top": 3, "seeds": 2})
 
 
+@cache
+def _searched_store(config_json: str) -> bytes:
+    """A store in which the search is over."""
+    with TemporaryDirectory() as name:
+        config = StudyConfig.model_validate_json(config_json)
+        begin(config, Path(name))
+        work(config, Path(name))
+        storage_in(Path(name)).engine.dispose()
+        return (Path(name) / "optuna.db").read_bytes()
+
+
 def _searched(folder: Path, config: StudyConfig = CONFIG_OF_STUDY) -> RDBStorage:
-    begin(config, folder)
-    work(config, folder)
+    (folder / "optuna.db").write_bytes(_searched_store(config.model_dump_json()))
     return storage_in(folder)
 
 

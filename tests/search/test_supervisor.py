@@ -23,7 +23,6 @@ from moesearch.search.supervisor import Outcome, run_study
 from tests.search.processes import start
 from tests.search.stand_ins import MILESTONES, begin, storage_in, study_config, url_of
 
-TWO_WORKERS = Placement("cpu", (), num_workers=2, threads=1)
 TEXT = "To be, or not to be, that is the question.\n" * 300
 
 
@@ -41,11 +40,18 @@ def _config(folder: Path, num_trials: int = 6) -> StudyConfig:
     return study_config(base=base, num_trials=num_trials)
 
 
-def _run(folder: Path, mishap: str = "none", *, num_trials: int = 6, shown: list[Progress] | None = None) -> Outcome:
+def _run(
+    folder: Path,
+    mishap: str = "none",
+    *,
+    num_trials: int = 6,
+    num_workers: int = 1,
+    shown: list[Progress] | None = None,
+) -> Outcome:
     shown = [] if shown is None else shown
     return run_study(
         WorkOrder(_config(folder, num_trials), url_of(folder), folder, None, "cpu"),
-        TWO_WORKERS,
+        Placement("cpu", (), num_workers, threads=1),
         fresh=False,
         command="python -m moesearch.run toy.yaml",
         show=shown.append,
@@ -54,13 +60,13 @@ def _run(folder: Path, mishap: str = "none", *, num_trials: int = 6, shown: list
 
 
 def _trials(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    return optuna.load_study(study_name="toy", storage=storage_in(folder, 30, 120)).trials
+    return optuna.load_study(study_name="toy", storage=storage_in(folder)).trials
 
 
 def test_two_workers_bring_a_study_to_its_end_and_the_store_says_how(tmp_path: Path) -> None:
     shown: list[Progress] = []
-    outcome = _run(tmp_path, shown=shown)
-    storage = storage_in(tmp_path, 30, 120)
+    outcome = _run(tmp_path, num_workers=2, shown=shown)
+    storage = storage_in(tmp_path)
     attrs = storage.get_study_system_attrs(storage.get_study_id_from_name("toy"))
     (session,) = (attrs[name] for name in attrs if name.startswith(SESSION_PREFIX))
     assert [trial.state for trial in _trials(tmp_path)] == [TrialState.COMPLETE] * 6
@@ -100,7 +106,7 @@ def test_a_study_whose_trials_nearly_all_fail_stops_and_says_so(tmp_path: Path) 
 
 def test_a_text_that_changed_under_a_study_is_refused(tmp_path: Path) -> None:
     begin(_config(tmp_path), tmp_path)
-    storage = storage_in(tmp_path, 30, 120)
+    storage = storage_in(tmp_path)
     storage.set_study_system_attr(storage.get_study_id_from_name("toy"), CORPUS_FACTS, {"sha256": "0" * 64})
     with pytest.raises(InputError, match="began on another text"):
         _run(tmp_path)
@@ -109,7 +115,7 @@ def test_a_text_that_changed_under_a_study_is_refused(tmp_path: Path) -> None:
 def _run_slowly(folder: str) -> None:
     os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
     try:
-        _run(Path(folder), "slow", num_trials=3)
+        _run(Path(folder), "slow", num_trials=3, num_workers=2)
     except KeyboardInterrupt:
         sys.exit(130)
 
