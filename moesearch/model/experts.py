@@ -6,6 +6,7 @@ Shapes:  R lanes   N tokens of a lane   C model width   F expert hidden width   
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -61,7 +62,7 @@ class PackedExperts(nn.Module):
             gates_S = gates_S * self.dropout.scale_R.index_select(0, slots.lane_S)
         if self.backend == "loop":
             mask_SC = self._mask(routing, keys_S, torch.arange(len(gates_S), device=gates_S.device))
-            return expert_loop(x_NC, gates_S, *parameters, mask_SC, routing).view(x_RNC.shape)
+            return expert_loop(x_NC, gates_S, parameters, mask_SC, routing).view(x_RNC.shape)
         product = lay_out(self.backend, routing)
         mask_PC = self._mask(routing, keys_S, product.slot_P)
         y_NC: Tensor = _ExpertRows.apply(x_NC, gates_S, *parameters, mask_PC, product, routing)  # type: ignore[no-untyped-call]
@@ -78,14 +79,12 @@ class PackedExperts(nn.Module):
 def expert_loop(
     x_NC: Tensor,
     gates_S: Tensor,
-    weight_in_GCF: Tensor,
-    bias_in_GF: Tensor,
-    weight_out_GFC: Tensor,
-    bias_out_GC: Tensor,
+    parameters: Sequence[Tensor],
     mask_SC: Tensor | None,
     routing: Routing,
 ) -> Tensor:
     """One expert after the other on its own tokens, as the article does it: the oracle of all other backends."""
+    weight_in_GCF, bias_in_GF, weight_out_GFC, bias_out_GC = parameters
     y_NC = torch.zeros_like(x_NC, dtype=gates_S.dtype)
     starts = [0, *routing.ends_G.tolist()]
     for group, (start, end) in enumerate(pairwise(starts)):

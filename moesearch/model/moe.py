@@ -31,7 +31,7 @@ class MoELayer(nn.Module):
     ) -> None:
         super().__init__()
         layout, width, hidden = LaneLayout.of(configs), configs[0].model.width, configs[0].expert_hidden_dim
-        self.router = TopKRouter(layout, width, [c.moe for c in configs], device=device, dtype=dtype)
+        self.router = TopKRouter(layout, width, [c.moe.noise for c in configs], device=device, dtype=dtype)
         self.experts = PackedExperts(layout.num_groups, width, hidden, dropout, backend, device=device, dtype=dtype)
 
     def forward(self, x_RNC: Tensor, randomness: LayerRandomness | None) -> tuple[Tensor, Routing]:

@@ -78,7 +78,7 @@ class GroupedProduct(RowProduct):
         y_PO = F.grouped_mm(x_PI, weight_GIO, offs=self._ends_G)
         if y_PO.device.type == "cpu":
             # In place and group by group: a gathered bias costs another array of the size of the output.
-            for rows_O, bias_O in zip(y_PO.split(_sizes(self._ends_G)), bias_GO.unbind(), strict=True):
+            for rows_O, bias_O in zip(torch.split(y_PO, _sizes(self._ends_G)), bias_GO.unbind(), strict=True):
                 rows_O += bias_O
             return y_PO
         group_P = torch.searchsorted(self._ends_G, self._rows_P, right=True, out_int32=True)
@@ -135,17 +135,20 @@ class PaddedProduct(RowProduct):
         first_row_G = torch.arange(0, G * capacity, capacity, dtype=torch.int32, device=routing.ends_G.device)
         padding_P = routing.slots.first_slot_G.repeat_interleave(capacity)
         self.slot_P, self.row_S, self.is_real_P1 = _pad(routing, first_row_G, padding_P)
-        self._shape = (G, capacity)
+        self._num_groups = G
 
     def forward(self, x_PI: Tensor, weight_GIO: Tensor, bias_GO: Tensor) -> Tensor:
-        return torch.baddbmm(bias_GO.unsqueeze(1), x_PI.unflatten(0, self._shape), weight_GIO).flatten(0, 1)
+        return torch.baddbmm(bias_GO.unsqueeze(1), self._by_groups(x_PI), weight_GIO).flatten(0, 1)
 
     def backward_input(self, grad_PO: Tensor, weight_GIO: Tensor) -> Tensor:
-        return torch.bmm(grad_PO.unflatten(0, self._shape), weight_GIO.mT).flatten(0, 1)
+        return torch.bmm(self._by_groups(grad_PO), weight_GIO.mT).flatten(0, 1)
 
     def backward_weights(self, x_PI: Tensor, grad_PO: Tensor) -> tuple[Tensor, Tensor]:
-        grad_GMO = grad_PO.unflatten(0, self._shape)
-        return torch.bmm(x_PI.unflatten(0, self._shape).mT, grad_GMO), grad_GMO.sum(1)
+        grad_GMO = self._by_groups(grad_PO)
+        return torch.bmm(self._by_groups(x_PI).mT, grad_GMO), grad_GMO.sum(1)
+
+    def _by_groups(self, rows: Tensor) -> Tensor:
+        return rows.view(self._num_groups, -1, rows.shape[1])
 
 
 class BlockProduct(RowProduct):

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moesearch.config.trial import MoEConfig
 from moesearch.model.lanes import LaneLayout
 from moesearch.model.layers import parameter_dtype
 from moesearch.model.randomness import LayerRandomness, Place
@@ -126,14 +125,14 @@ class TopKRouter(nn.Module):
     """
 
     def __init__(
-        self, layout: LaneLayout, width: int, moes: Sequence[MoEConfig], *, device: torch.device, dtype: torch.dtype
+        self, layout: LaneLayout, width: int, noise: Sequence[bool], *, device: torch.device, dtype: torch.dtype
     ) -> None:
         super().__init__()
         self.layout = layout
         self.logits = RouterLinear(layout, width, device=device, dtype=dtype)
-        self.noise = RouterLinear(layout, width, device=device, dtype=dtype) if any(moe.noise for moe in moes) else None
-        quiet = [not moe.noise for moe in moes]
-        self.is_quiet_R11 = torch.tensor(quiet, device=device).view(-1, 1, 1) if any(quiet) else None
+        self.noise = RouterLinear(layout, width, device=device, dtype=dtype) if any(noise) else None
+        is_quiet_R11 = ~torch.tensor(noise, device=device).view(-1, 1, 1)
+        self.is_quiet_R11 = None if all(noise) else is_quiet_R11
 
     def forward(self, x_RNC: Tensor, randomness: LayerRandomness | None) -> Routing:
         R, N, _ = x_RNC.shape

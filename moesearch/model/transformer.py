@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moesearch.config.trial import TrialConfig
 from moesearch.model.attention import CausalSelfAttention
+from moesearch.model.backends import ExpertShape, choose_backend
 from moesearch.model.experts import ExpertBackend, PackedExperts
 from moesearch.model.initialization import initialize_lane
 from moesearch.model.lanes import LaneLayout
@@ -81,13 +82,15 @@ class MoETransformer(nn.Module):
         self.dtype = dtype
         self.layout = LaneLayout.of(configs)
         self.device = device = torch.device(device)
-        self.expert_backend: ExpertBackend = "grouped" if expert_backend is None else expert_backend
+        if expert_backend is None:
+            expert_backend = choose_backend(ExpertShape.of(configs, dtype, device))
+        self.expert_backend = expert_backend
         R, model = len(configs), configs[0].model
         dropout = DropoutRates([c.model.dropout for c in configs], device)
         self.token_embedding = LaneEmbedding(R, vocab_size, model.width, device=device, dtype=dtype)
         self.position_embedding = LaneEmbedding(R, model.context, model.width, device=device, dtype=dtype)
         self.layers = nn.ModuleList(
-            Block(configs, dropout, self.expert_backend, device=device, dtype=dtype) for _ in range(model.num_layers)
+            Block(configs, dropout, expert_backend, device=device, dtype=dtype) for _ in range(model.num_layers)
         )
         self.norm = LaneLayerNorm(R, model.width, device=device, dtype=dtype)
         self.head = LaneLinear(R, model.width, vocab_size, bias=True, device=device, dtype=dtype)
@@ -168,9 +171,7 @@ def require_one_shape(configs: Sequence[TrialConfig]) -> None:
 def replace_lane(model: MoETransformer, lane: int, config: TrialConfig) -> MoETransformer:
     """A model in which one lane is new, initialised from its seed, and the others keep their tensors bit for bit."""
     configs = [*model.configs[:lane], config, *model.configs[lane + 1 :]]
-    replaced = MoETransformer(
-        configs, model.vocab_size, device=model.device, dtype=model.dtype, initialized_lanes=[lane]
-    )
+    replaced = _like(model, configs, initialized_lanes=[lane])
     for other in range(len(configs)):
         if other != lane:
             replaced.load_lane(other, model.lane_parameters(other))
@@ -179,8 +180,20 @@ def replace_lane(model: MoETransformer, lane: int, config: TrialConfig) -> MoETr
 
 def select_lane(model: MoETransformer, lane: int) -> MoETransformer:
     """A model of that lane alone, with its own copy of the tensors."""
-    alone = MoETransformer(
-        [model.configs[lane]], model.vocab_size, device=model.device, dtype=model.dtype, initialized_lanes=[]
-    )
+    alone = _like(model, [model.configs[lane]], initialized_lanes=[])
     alone.load_lane(0, model.lane_parameters(lane))
     return alone
+
+
+def _like(
+    model: MoETransformer, configs: Sequence[TrialConfig], *, initialized_lanes: Collection[int]
+) -> MoETransformer:
+    """A model of other lanes that computes as this one does."""
+    return MoETransformer(
+        configs,
+        model.vocab_size,
+        device=model.device,
+        dtype=model.dtype,
+        expert_backend=model.expert_backend,
+        initialized_lanes=initialized_lanes,
+    )
