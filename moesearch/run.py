@@ -43,6 +43,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("study", metavar="STUDY.yaml", type=Path, help="the study file")
     parser.add_argument("--trials", metavar="N", help="finished trials to end at, instead of the file's num_trials")
     parser.add_argument("--workers", metavar="N", help="worker processes; by default one per core, or one per GPU")
+    parser.add_argument("--lanes", metavar="N", help="trials side by side in each worker; by default 1, more on a GPU")
     parser.add_argument("--device", metavar="D", help="auto (default), cpu, cuda or cuda:1")
     parser.add_argument("--seed", metavar="N", help="seed of the study, instead of the file's sampler.seed")
     parser.add_argument(
@@ -61,6 +62,7 @@ def _overrides(args: argparse.Namespace) -> list[str]:
     flags = {
         "num_trials": args.trials,
         "run.workers": args.workers,
+        "run.lanes": args.lanes,
         "run.device": args.device,
         "sampler.seed": args.seed,
     }

@@ -69,7 +69,9 @@ def test_a_dry_run_can_be_read_by_a_program(study: Path, capsys: pytest.CaptureF
     assert json.loads(capsys.readouterr().out)["num_trials"] == 7
 
 
-@pytest.mark.parametrize("arguments", [["--trials", "none"], ["--workers", "0"], ["--device", "tpu"], ["--seed", "-1"]])
+@pytest.mark.parametrize(
+    "arguments", [["--trials", "none"], ["--workers", "0"], ["--lanes", "65"], ["--device", "tpu"], ["--seed", "-1"]]
+)
 def test_a_flag_is_checked_as_the_field_that_it_sets(study: Path, arguments: list[str]) -> None:
     with pytest.raises(StudyFileError):
         main([str(study), "--dry-run", *arguments])

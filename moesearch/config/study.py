@@ -11,6 +11,9 @@ from moesearch.config.trial import WHOLE, Section, TrialConfig
 
 Objective = Literal["val_loss", "val_bpb"]
 
+MAX_LANES = 64
+"""More trials than this in flight would leave a sampler nothing to learn from."""
+
 
 class SamplerConfig(Section):
     """Who proposes the next configuration."""
@@ -47,6 +50,8 @@ class RunConfig(Section):
 
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=1024), WHOLE] = "auto"
     """Worker processes; ``auto`` is one per core on a CPU and one per GPU."""
+    lanes: Literal["auto"] | Annotated[int, Field(ge=1, le=MAX_LANES), WHOLE] = "auto"
+    """Trials that each worker trains side by side as one model; ``auto`` is 1 on a CPU and is measured on a GPU."""
     device: Annotated[
         str,
         Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", json_schema_extra={"expected": "auto, cpu, cuda or cuda:N"}),

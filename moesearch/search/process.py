@@ -22,6 +22,7 @@ import optuna
 from optuna.storages import RDBStorage
 
 from moesearch.cli import EXIT_USER_ERROR
+from moesearch.config.study import MAX_LANES
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import InputError, TrackingError
 from moesearch.model import cost
@@ -36,6 +37,7 @@ from moesearch.search.worker import Job, run_worker
 from moesearch.tracking.mlflow import MLflowTracker, prepare
 
 if TYPE_CHECKING:
+    from moesearch.data.tokens import TokenData
     from moesearch.training.checkpoints import LaneCheckpoint
 
 _logger = logging.getLogger(__name__)
@@ -69,7 +71,7 @@ def work(order: WorkOrder, stop: threading.Event) -> None:
     config = order.config
     storage = open_storage(order.storage_url, on_stale=requeue_stale)
     tokens = load_tokens(config.base.data)
-    trainer = LaneTrainer(tokens, device=order.device)
+    trainer = LaneTrainer(tokens, num_lanes=num_lanes(order, tokens), device=order.device)
     tracker = _open_tracker(order)
     corpus = (tokens.corpus_name, tokens.corpus_sha256)
 
@@ -88,6 +90,19 @@ def work(order: WorkOrder, stop: threading.Event) -> None:
         view = RunView(tracker, config.name, "confirm", corpus)
         job = Job(config, _claims(storage, confirm, None), view, facts, keeps_checkpoints=True)
         run_worker(job, trainer, DiskCheckpoints(order.confirm_checkpoints), stop)
+
+
+def num_lanes(order: WorkOrder, tokens: TokenData) -> int:
+    """How many trials this worker trains side by side."""
+    lanes = order.config.run.lanes
+    if lanes != "auto":
+        return lanes
+    if order.device == "cpu":
+        return 1  # there, one process per core with one lane each is faster
+    from moesearch.training.lane_count import measured_num_lanes
+
+    max_lanes = min(MAX_LANES, order.config.num_trials)
+    return measured_num_lanes(order.config.base, tokens, order.device, max_lanes=max_lanes)
 
 
 def _claims(storage: RDBStorage, study: optuna.Study, num_trials: int | None) -> Claims:
