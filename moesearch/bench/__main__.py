@@ -40,13 +40,14 @@ def main() -> int:
     from moesearch.bench.cases import CASES, FULL, QUICK, Bench
     from moesearch.bench.measure import device_clock
     from moesearch.bench.output import Facts, as_object, as_table, name_of_device
-    from moesearch.bench.settings import article_tokens
+    from moesearch.bench.settings import article_tokens, search_tokens
 
     device = _device(args.device)
     threads = torch.get_num_threads()
     # Said aloud, since backward passes otherwise start from a default of their own.
     torch.set_num_threads(threads)
-    bench = Bench(device, device_clock(device), QUICK if args.quick else FULL, article_tokens())
+    plays = search_tokens()
+    bench = Bench(device, device_clock(device), QUICK if args.quick else FULL, article_tokens(plays), plays)
     figures = []
     for letter in args.only:
         figures += CASES[letter](bench)

@@ -33,7 +33,7 @@ class Pace:
 
 
 QUICK = Pace(scale=1, min_rounds=3, part_of_val=1 / 8)
-FULL = Pace(scale=8, min_rounds=7, part_of_val=1)
+FULL = Pace(scale=8, min_rounds=7, part_of_val=1 / 2)
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Bench:
     clock: Clock
     pace: Pace
     tokens: TokenData
+    """The article's text, in size."""
+    search_tokens: TokenData
     article: TrialConfig = settings.ARTICLE
     search: TrialConfig = settings.SEARCH
 
@@ -67,7 +69,7 @@ def step_against_reference(bench: Bench) -> list[Figure]:
     ours = TrainerSteps(config, bench.tokens, device=bench.device)
     reference = ReferenceTrainer(config, bench.tokens.train, bench.tokens.vocab_size, bench.device)
     timings = interleave(
-        {"ours": bench.steps_of(ours), "reference": Side(reference.step)}, bench.clock, bench.effort(3.5)
+        {"ours": bench.steps_of(ours), "reference": Side(reference.step)}, bench.clock, bench.effort(2.5)
     )
     ours_seconds, reference_seconds = timings.median("ours"), timings.median("reference")
     return [
@@ -94,7 +96,7 @@ def moe_against_dense(bench: Bench) -> list[Figure]:
 def _moe_against_dense(bench: Bench, config: TrialConfig, mark: Mark) -> Figure:
     moe = TrainerSteps(config, bench.tokens, device=bench.device)
     dense = DenseTrainer(config, bench.tokens.train, bench.tokens.vocab_size, bench.device)
-    timings = interleave({"moe": bench.steps_of(moe), "dense": Side(dense.step)}, bench.clock, bench.effort(3))
+    timings = interleave({"moe": bench.steps_of(moe), "dense": Side(dense.step)}, bench.clock, bench.effort(2.5))
     num_experts, top_k, hidden = config.moe.num_experts, config.moe.top_k, config.expert_hidden_dim
     return Figure(
         case="b",
@@ -157,7 +159,7 @@ def run_against_reference(bench: Bench) -> list[Figure]:
         "reference step": Side(reference.step),
         "reference batch": Side(reference.evaluation_batch),
     }
-    timings = interleave(sides, bench.clock, bench.effort(3.5))
+    timings = interleave(sides, bench.clock, bench.effort(2.5))
     points = settings.ARTICLE_EVAL_POINTS
     our_run = {"our step": settings.ARTICLE_STEPS, "our evaluation": points / part_of_val}
     num_batches = points * settings.ARTICLE_BATCHES_PER_EVAL_POINT
@@ -187,43 +189,56 @@ def trials_at_once(bench: Bench) -> list[Figure]:
 
 
 def _lanes(bench: Bench) -> list[Figure]:
-    part, config, tokens = _search(bench)
+    """A trial's steps are shared by the lanes; its evaluations are its own, since each lane is evaluated alone."""
+    part_of_val = bench.pace.part_of_val
+    tokens = settings.with_part_of_val(bench.search_tokens, part_of_val)
+    config = bench.search.model_copy(update={"budget": bench.article.budget})
+    lane_counts = (1, 2, 4, 8, 16)
     sides = {}
-    for num_lanes in (1, 2, 4, 8, 16):
+    for num_lanes in lane_counts:
         subject = TrainerSteps(config, tokens, num_lanes=num_lanes, device=bench.device)
-        # One call is a stretch of num_lanes trials.
-        sides[str(num_lanes)] = Side(subject.milestone, units=num_lanes)
-    timings = interleave(sides, bench.clock, bench.effort(6))
-    stretches = settings.SEARCH_MILESTONES / part
-    marks = {"16": at_least(8)} if bench.is_cuda else {"4": at_least(1.25)}
+        side = bench.steps_of(subject)
+        sides[f"step {num_lanes}"] = Side(side.call, units=side.units * num_lanes)
+        sides[f"evaluation {num_lanes}"] = Side(subject.evaluate)
+    timings = interleave(sides, bench.clock, bench.effort(4))
+    trials = {
+        num_lanes: {
+            f"step {num_lanes}": settings.SEARCH_STEPS,
+            f"evaluation {num_lanes}": settings.SEARCH_MILESTONES / part_of_val,
+        }
+        for num_lanes in lane_counts
+    }
+    per_hour = {num_lanes: 3600 / timings.median_total(trial) for num_lanes, trial in trials.items()}
+    marks = {16: at_least(8)} if bench.is_cuda else {4: at_least(1.25)}
     return [
         Figure(
             case="e",
-            key=f"lanes_{lanes}_vs_1",
-            title=f"trials an hour, {lanes} lanes / 1 lane",
-            spread=timings.ratio({"1": 1}, {lanes: 1}),
-            mark=marks.get(lanes),
-            detail=f"{3600 / stretches / timings.median(lanes):,.0f} / "
-            f"{3600 / stretches / timings.median('1'):,.0f} an hour",
-            parts={f"trials_per_hour_{n}": 3600 / stretches / timings.median(n) for n in ("1", lanes)},
+            key=f"lanes_{num_lanes}_vs_1",
+            title=f"trials an hour, {num_lanes} lanes / 1 lane",
+            spread=timings.ratio(trials[1], trials[num_lanes]),
+            mark=marks.get(num_lanes),
+            detail=f"{per_hour[num_lanes]:,.0f} / {per_hour[1]:,.0f}",
+            parts={f"trials_per_hour_{count}": per_hour[count] for count in (1, num_lanes)},
         )
-        for lanes in sides
-        if lanes != "1"
+        for num_lanes in lane_counts[1:]
     ]
 
 
 def _workers(bench: Bench) -> list[Figure]:
-    part, config, tokens = _search(bench)
-    num_stretches = 2
+    """Each worker trains and evaluates as in a study; a stretch is a part of what lies between two milestones."""
+    part = 1.0 if bench.is_cuda else 0.1
+    steps_per_stretch = round(part * settings.SEARCH_STEPS / settings.SEARCH_MILESTONES)
+    config = settings.with_milestones(bench.search, steps_per_stretch)
+    tokens = settings.with_part_of_val(bench.search_tokens, part)
     with ExitStack() as stack:
         together, *apart = (
             stack.enter_context(Worker(config, tokens, threads=threads, device=bench.device)) for threads in (2, 1, 1)
         )
         sides = {
-            "1": Side(lambda: train_at_once([together], num_stretches), units=num_stretches),
-            "2": Side(lambda: train_at_once(apart, num_stretches), units=2 * num_stretches),
+            "1": Side(lambda: train_at_once([together], num_milestones=1)),
+            "2": Side(lambda: train_at_once(apart, num_milestones=1), units=2),
         }
-        timings = interleave(sides, bench.clock, bench.effort(6))
+        timings = interleave(sides, bench.clock, bench.effort(4))
     stretches = settings.SEARCH_MILESTONES / part
     per_hour = {name: 3600 / stretches / timings.median(name) for name in sides}
     return [
@@ -233,17 +248,10 @@ def _workers(bench: Bench) -> list[Figure]:
             title="trials an hour, 2 workers / 1 with 2 threads",
             spread=timings.ratio({"1": 1}, {"2": 1}),
             mark=None if bench.is_cuda else at_least(1.7),
-            detail=f"{per_hour['2']:,.0f} / {per_hour['1']:,.0f} an hour",
+            detail=f"{per_hour['2']:,.0f} / {per_hour['1']:,.0f}",
             parts={f"trials_per_hour_{name}": value for name, value in per_hour.items()},
         )
     ]
-
-
-def _search(bench: Bench) -> tuple[float, TrialConfig, TokenData]:
-    """A part of a milestone that stands for all of it: so much of its steps, and of the split that it evaluates."""
-    part = 1.0 if bench.is_cuda else 0.1
-    config = settings.with_milestones(bench.search, round(part * settings.SEARCH_STEPS / settings.SEARCH_MILESTONES))
-    return part, config, settings.with_part_of_val(bench.tokens, part)
 
 
 def share_of_products(bench: Bench) -> list[Figure]:
@@ -252,7 +260,7 @@ def share_of_products(bench: Bench) -> list[Figure]:
     products = step_products(config, bench.tokens.vocab_size)
     ours = TrainerSteps(config, bench.tokens, device=bench.device)
     sides = {"step": bench.steps_of(ours), "products": Side(BareProducts(products, bench.device).step)}
-    timings = interleave(sides, bench.clock, bench.effort(2))
+    timings = interleave(sides, bench.clock, bench.effort(1.5))
     step_seconds, product_seconds = timings.median("step"), timings.median("products")
     rate = training_flops(products) / product_seconds / 1e9
     return [

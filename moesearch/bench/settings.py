@@ -17,7 +17,7 @@ ARTICLE_BATCHES_PER_EVAL_POINT = 2 * 400
 """Random batches of 16 windows, 400 of each split."""
 
 SEARCH_STEPS = 300
-SEARCH_MILESTONES = 10
+SEARCH_MILESTONES = 6
 
 ARTICLE = TrialConfig(
     model=ModelConfig(attention_scale="width"),
@@ -27,7 +27,7 @@ ARTICLE = TrialConfig(
 """The article's model and batch."""
 
 SEARCH = TrialConfig(model=ModelConfig(width=64, num_layers=4, num_heads=4, context=64))
-"""The base of ``studies/experts_topk.yaml``."""
+"""The base of ``studies/experts_topk.yaml``, whose trials have SEARCH_STEPS and SEARCH_MILESTONES."""
 
 
 def with_experts(
@@ -43,16 +43,20 @@ def with_milestones(config: TrialConfig, steps_per_milestone: int) -> TrialConfi
     return config.model_copy(update={"budget": BudgetConfig(steps=10_000 * steps_per_milestone, milestones=10_000)})
 
 
-def article_tokens() -> TokenData:
+def search_tokens() -> TokenData:
+    """The plays, as that study reads them."""
+    return load_tokens(DataConfig())
+
+
+def article_tokens(plays: TokenData) -> TokenData:
     """As many characters of the plays as the article's corpus has, cut into its 90 % and 10 %.
 
     The plays have three characters more than the 65 of the article; the last ones of the alphabet are read as one,
     so that embedding and head have the article's sizes too.
     """
-    data = load_tokens(DataConfig())
-    tokens = data.train[:ARTICLE_TOKENS].clamp(max=ARTICLE_VOCAB_SIZE - 1)
+    tokens = plays.train[:ARTICLE_TOKENS].clamp(max=ARTICLE_VOCAB_SIZE - 1)
     train, val = tokens[:ARTICLE_TRAIN_TOKENS], tokens[ARTICLE_TRAIN_TOKENS:]
-    return dataclasses.replace(data, train=train, val=val, val_bytes=len(val) - 1, vocab_size=ARTICLE_VOCAB_SIZE)
+    return dataclasses.replace(plays, train=train, val=val, val_bytes=len(val) - 1, vocab_size=ARTICLE_VOCAB_SIZE)
 
 
 def with_part_of_val(data: TokenData, fraction: float) -> TokenData:
