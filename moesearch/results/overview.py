@@ -1,0 +1,240 @@
+"""Where every study of a store stands: read only, and by few queries, so that one can look while others write."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+import sqlalchemy
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.engine import URL
+
+from moesearch.config.labels import config_label
+from moesearch.errors import StoreError
+from moesearch.results import records
+
+SILENT_SECONDS = 120
+"""After this long without a sign of life a trial may be taken over by another worker."""
+
+Phase = Literal["search", "confirm", "done"]
+TrialPhase = Literal["search", "confirm"]
+
+# The count of a study's trials by state and outcome, without loading one of them: of 10,000 trials that takes seconds.
+_COUNTS = sqlalchemy.text(
+    "SELECT trials.study_id, trials.state, outcomes.value_json, COUNT(*) FROM trials LEFT JOIN trial_user_attributes "
+    "AS outcomes ON outcomes.trial_id = trials.trial_id AND outcomes.key = :outcome "
+    "GROUP BY trials.study_id, trials.state, outcomes.value_json"
+)
+
+
+@dataclass(frozen=True)
+class RunningTrial:
+    """A trial that the store takes to be in training."""
+
+    phase: TrialPhase
+    number: int
+    label: str
+    milestone: int
+    num_milestones: int
+    val_loss: float | None
+    """Nats per token at the last milestone; None before the first."""
+    started: datetime | None
+    """UTC."""
+    worker: str
+    """``host:pid:start``; empty before the worker has signed."""
+    is_silent: bool
+    """Whether its worker has given no sign of life for SILENT_SECONDS."""
+
+
+@dataclass(frozen=True)
+class StudyOverview:
+    """A study in a few numbers; its confirmation is a phase of it."""
+
+    name: str
+    objective: str
+    num_trials: int
+    complete: int
+    pruned: int
+    infeasible: int
+    failed: int
+    confirmed: int
+    num_confirm_runs: int
+    """Planned ones; before the confirmation begins, as many as the study file asks for."""
+    is_confirmed: bool
+    """Whether the confirmation is over, or none is asked for."""
+    has_open_session: bool
+    """Whether the last run of the command has not said that it ended; one that was killed never does."""
+    best_number: int | None
+    best_label: str
+    best_value: float | None
+    running: tuple[RunningTrial, ...]
+
+    @property
+    def finished(self) -> int:
+        """Trials that count against ``num_trials``."""
+        return self.complete + self.pruned
+
+    @property
+    def phase(self) -> Phase:
+        """What the study is at, or would go on with."""
+        if self.finished < self.num_trials:
+            return "search"
+        return "done" if self.is_confirmed else "confirm"
+
+
+def read_overview(url: str) -> tuple[StudyOverview, ...]:
+    """All studies of a store that moesearch wrote, by name. Nothing is created, locked or changed.
+
+    Raises:
+        StoreError: there is no store, or it cannot be read.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        parsed = sqlalchemy.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise StoreError(
+            "this is no storage URL; write sqlite:///runs/optuna.db or postgresql+psycopg://user@host/database"
+        ) from None
+    place = parsed.render_as_string(hide_password=True)
+    _see_that_it_is_there(parsed)
+    try:
+        with _opened(parsed) as storage:
+            return tuple(_overviews(storage))
+    except ImportError:
+        raise StoreError(
+            f"{place}: its driver is not installed; `pip install psycopg[binary]` brings PostgreSQL's"
+        ) from None
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError) as error:
+        cause = getattr(error.__cause__, "orig", None) or getattr(error, "orig", None) or error
+        reason = str(cause).strip().partition("\n")[0]
+        raise StoreError(f"{place}: cannot be read as a study store: {reason}") from None
+
+
+def _see_that_it_is_there(url: URL) -> None:
+    if url.get_backend_name() == "sqlite" and not str(url.database).startswith("file:"):
+        path = Path(url.database or "")
+        if not path.is_file():
+            raise StoreError(
+                f"{path}: there is no store yet; run a study first (python -m moesearch.run STUDY.yaml), "
+                "or say where it is with --runs DIR or --storage URL"
+            )
+
+
+@contextmanager
+def _opened(url: URL) -> Iterator[RDBStorage]:
+    """The store as Optuna reads it. On SQLite the file itself is opened read-only."""
+    if url.get_backend_name() == "sqlite" and not str(url.database).startswith("file:"):
+        uri = Path(url.database or "").absolute().as_uri()
+        url = url.set(database=uri, query={"mode": "ro", "uri": "true"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats
+        storage = RDBStorage(
+            # Optuna formats it, as a template of its own.
+            url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}"),
+            skip_table_creation=True,
+            skip_compatibility_check=True,
+            heartbeat_interval=SILENT_SECONDS // 4,
+            grace_period=SILENT_SECONDS,
+        )
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def _overviews(storage: RDBStorage) -> Iterator[StudyOverview]:
+    ids = {study.study_name: study._study_id for study in storage.get_all_studies()}
+    counts = _counts(storage)
+    for name, study_id in sorted(ids.items()):
+        attrs = storage.get_study_system_attrs(study_id)
+        if records.STUDY_CONFIG in attrs:
+            confirm_id = ids.get(records.confirm_study_name(name))
+            yield _overview(storage, name, study_id, confirm_id, attrs, counts)
+
+
+def _counts(storage: RDBStorage) -> Mapping[int, Counter[tuple[TrialState, str | None]]]:
+    """Study id -> how many trials have this state and this outcome."""
+    counts: dict[int, Counter[tuple[TrialState, str | None]]] = {}
+    with storage.engine.connect() as connection:
+        for study_id, state, outcome, count in connection.execute(_COUNTS, {"outcome": records.OUTCOME}):
+            key = (TrialState[state], None if outcome is None else json.loads(outcome))
+            counts.setdefault(study_id, Counter())[key] += count
+    return counts
+
+
+def _overview(
+    storage: RDBStorage,
+    name: str,
+    study_id: int,
+    confirm_id: int | None,
+    attrs: Mapping[str, Any],
+    counts: Mapping[int, Counter[tuple[TrialState, str | None]]],
+) -> StudyOverview:
+    config = attrs[records.STUDY_CONFIG]
+    search = counts.get(study_id, Counter())
+    confirm = Counter() if confirm_id is None else counts.get(confirm_id, Counter())
+    complete, pruned = (
+        sum(search[state, outcome] for outcome in (None, *records.FINISHED_OUTCOMES))
+        for state in (TrialState.COMPLETE, TrialState.PRUNED)
+    )
+    infeasible = sum(count for (_, outcome), count in search.items() if outcome == "infeasible")
+    ended = sum(count for (state, _), count in search.items() if state.is_finished())
+    best = storage.get_best_trial(study_id) if complete else None
+    milestones = config["base"]["budget"]["milestones"]
+    running = [*_running(storage, study_id, "search", milestones)]
+    if confirm_id is not None:
+        running += _running(storage, confirm_id, "confirm", milestones)
+    return StudyOverview(
+        name=name,
+        objective=config["objective"],
+        num_trials=config["num_trials"],
+        complete=complete,
+        pruned=pruned,
+        infeasible=infeasible,
+        failed=ended - complete - pruned - infeasible,
+        confirmed=sum(count for (state, _), count in confirm.items() if state.is_finished()),
+        num_confirm_runs=confirm.total() or config["confirm"]["top"] * config["confirm"]["seeds"],
+        is_confirmed=config["confirm"]["top"] == 0 or records.VERDICT in attrs,
+        has_open_session=_has_open_session(attrs),
+        best_number=None if best is None else best.number,
+        best_label="" if best is None else config_label(best.params),
+        best_value=None if best is None else best.value,
+        running=tuple(running),
+    )
+
+
+def _running(storage: RDBStorage, study_id: int, phase: TrialPhase, milestones: int) -> Iterator[RunningTrial]:
+    trials = storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,))
+    # The rule by which Optuna itself takes a trial from its worker, by the clock of the database.
+    silent = set(storage._get_stale_trial_ids(study_id)) if trials else set()
+    for trial in trials:
+        yield _running_trial(trial, phase, milestones, is_silent=trial._trial_id in silent)
+
+
+def _running_trial(trial: FrozenTrial, phase: TrialPhase, milestones: int, *, is_silent: bool) -> RunningTrial:
+    return RunningTrial(
+        phase=phase,
+        number=trial.number,
+        label=config_label(trial.params),
+        milestone=trial.last_step or 0,
+        num_milestones=milestones,
+        val_loss=None if trial.last_step is None else trial.intermediate_values[trial.last_step],
+        started=None if trial.datetime_start is None else trial.datetime_start.astimezone(UTC),
+        worker=trial.user_attrs.get(records.WORKER, ""),
+        is_silent=is_silent,
+    )
+
+
+def _has_open_session(attrs: Mapping[str, Any]) -> bool:
+    sessions = [value for key, value in attrs.items() if key.startswith(records.SESSION_PREFIX)]
+    return bool(sessions) and max(sessions, key=lambda session: session["started"])["ended"] is None
