@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moesearch.errors import InputError
@@ -31,14 +31,48 @@ def run_command(main: Callable[[], int]) -> None:
 
 
 def new_parser(command: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """A parser whose help teaches by example."""
-    return argparse.ArgumentParser(
-        prog=f"python -m moesearch.{command}",
+    """A parser whose help teaches by example, in the words in which the command was called."""
+    module, script = f"python -m moesearch.{command}", f"moesearch {command}"
+    is_script = sys.argv[0] == script
+    parser = argparse.ArgumentParser(
+        prog=script if is_script else module,
         description=description,
-        epilog=f"examples:\n{examples}",
+        epilog=f"examples:\n{examples.replace('python -m moesearch.', 'moesearch ') if is_script else examples}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    parser.add_argument(_SHOW_PARSER, action=_ShowParser, help=argparse.SUPPRESS)
+    return parser
+
+
+def parser_of(main: Callable[[], int]) -> argparse.ArgumentParser:
+    """The parser of a command, which is asked for it as for its help: nothing else of the command is run."""
+    before, sys.argv = sys.argv, [sys.argv[0], _SHOW_PARSER]
+    try:
+        main()
+    except _ParserShown as shown:
+        return shown.parser
+    finally:
+        sys.argv = before
+    raise AssertionError(main)
+
+
+_SHOW_PARSER = "--show-parser"
+
+
+class _ParserShown(Exception):  # noqa: N818 - no error
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        self.parser = parser
+
+
+class _ShowParser(argparse.Action):
+    """Does for a program what ``--help`` does for a person."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, default=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        raise _ParserShown(parser)
 
 
 def add_place_flags(parser: argparse.ArgumentParser) -> None:

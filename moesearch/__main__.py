@@ -1,0 +1,6 @@
+"""Where ``python -m moesearch`` begins."""
+
+from moesearch.main import main
+
+if __name__ == "__main__":
+    main()
