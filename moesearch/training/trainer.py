@@ -38,6 +38,8 @@ class LaneTrainer:
     def __init__(self, tokens: TokenData, *, num_lanes: int = 1, device: str = "cpu") -> None:
         self._tokens = tokens
         self._device = torch.device(device)
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)  # Streams and graphs belong to the current device.
         self._train_tokens_N = tokens.train.to(self._device)
         # Products in bfloat16 are a GPU's fast path, and far slower than float32 on most CPUs.
         self._dtype = torch.bfloat16 if self._device.type == "cuda" else torch.float32
@@ -116,8 +118,7 @@ class LaneTrainer:
 
     def checkpoint(self, lane: int) -> LaneCheckpoint:
         """All that an exact resume of a lane needs, as it stands now."""
-        self._packed()
-        return self._loaded(lane).checkpoint()
+        return self._started(lane).checkpoint()
 
     def evaluate(self, lane: int, split: Literal["val", "test"]) -> SplitLoss:
         """Exact loss of a lane on a whole split."""
@@ -127,10 +128,9 @@ class LaneTrainer:
 
     def model(self, lane: int) -> MoETransformer:
         """A lane's model alone; it is the one in training where no other lane is."""
-        pack = self._packed()
-        loaded = self._loaded(lane)
-        if pack is not None and pack.lanes == [loaded]:
-            return pack.model
+        loaded = self._started(lane)
+        if self._pack is not None and self._pack.lanes == [loaded]:
+            return self._pack.model
         assert loaded.tensors is not None
         alone = self._empty_model(loaded.config)
         alone.load_lane(0, loaded.tensors.parameters)
@@ -145,11 +145,16 @@ class LaneTrainer:
         assert lane is not None, f"lane {index} is free"
         return lane
 
-    def _packed(self) -> LanePack | None:
+    def _started(self, index: int) -> Lane:
+        """A lane that has tensors."""
+        lane = self._loaded(index)
+        if lane.tensors is None:
+            self._packed()
+        return lane
+
+    def _packed(self) -> LanePack:
         """The pack of exactly the active lanes, which keeps the tensors of those that were packed before."""
         active = self._active()
-        if not active:
-            return None
         if self._pack is None or not self._pack.refill(active):
             if self._pack is not None and not any(lane in self._pack.lanes for lane in active):
                 self._pack = None  # Nothing of it is needed, so its memory is free before the new one takes its own.
@@ -178,7 +183,6 @@ class LaneTrainer:
     def _train(self, active: list[Lane], should_stop: Callable[[], bool]) -> None:
         """Step all lanes until one is due or diverged, or until stopped."""
         pack = self._packed()
-        assert pack is not None
         remaining = min(lane.steps_to_milestone for lane in active)
         while remaining > 0:
             num_steps = min(remaining, MAX_PLANNED_STEPS)

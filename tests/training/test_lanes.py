@@ -108,6 +108,13 @@ def test_a_refill_with_the_same_shapes_and_constants_keeps_the_pack() -> None:
     assert_agree(points[0], curve(newcomer))
 
 
+def test_evaluating_lanes_that_end_together_builds_no_pack() -> None:
+    trainer = trainer_of(trial({"budget.milestones": 1}), trial({"budget.milestones": 1}, seed=1))
+    assert len(trainer.advance()) == 2
+    assert trainer._pack is not None
+    assert len(trainer._pack.lanes) == 2
+
+
 def test_a_refill_of_a_single_lane_is_bit_equal_to_a_new_trainer() -> None:
     trainer = trainer_of(trial(RANDOM, seed=1))
     trainer.advance()
