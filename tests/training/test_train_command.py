@@ -21,8 +21,7 @@ from moesearch.data.tokenizers import CharTokenizer
 from moesearch.data.tokens import load_tokens
 from moesearch.errors import InputError
 from moesearch.model.transformer import MoETransformer
-from moesearch.train import main
-from moesearch.training.checkpoints import load_checkpoint
+from moesearch.train import _stop_on_signals, main
 from moesearch.training.evaluation import evaluate_split
 from tests.training import tiny
 
@@ -142,21 +141,16 @@ def test_a_diverged_run_says_so_and_writes_no_weights(config: Path, capsys: pyte
 LONG = ["--json", "--set", "budget.steps=200", "--set", "budget.milestones=40"]
 
 
-def interrupted(config: Path, number: signal.Signals) -> tuple[int, list[dict[str, Any]], str]:
-    """Exit code, points and messages of a long run that gets a signal after its first milestone."""
+def test_a_terminated_run_continues_bit_for_bit(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = [sys.executable, "-m", "moesearch.train", str(config), *LONG]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(SOURCE)}, **pipes) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         rest, messages = process.communicate(timeout=60)
-    return process.returncode, json_lines(first + rest), messages
-
-
-def test_a_terminated_run_continues_bit_for_bit(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, before, messages = interrupted(config, signal.SIGTERM)
-    assert code == 130, messages
+    before = json_lines(first + rest)
+    assert process.returncode == 130, messages
     assert "the same command goes on" in messages
     assert 0 < len(before) < 40
     assert main([str(config), *LONG]) == 0
@@ -166,10 +160,18 @@ def test_a_terminated_run_continues_bit_for_bit(config: Path, capsys: pytest.Cap
     assert reproducible(resumed) == reproducible(json_lines(capsys.readouterr().out))
 
 
-def test_ctrl_c_leaves_a_checkpoint(config: Path) -> None:
-    code, before, messages = interrupted(config, signal.SIGINT)
-    assert code == 130, messages
-    assert load_checkpoint(Path("runs/train/best/checkpoints")).step >= before[-1]["step"]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_and_the_second_is_the_callers(number: signal.Signals) -> None:
+    heard: list[int] = []
+    before = signal.signal(number, lambda received, _: heard.append(received))
+    try:
+        with _stop_on_signals() as stop:
+            signal.raise_signal(number)
+            assert (stop.is_set(), heard) == (True, [])
+            signal.raise_signal(number)
+            assert heard == [number]
+    finally:
+        signal.signal(number, before)
 
 
 def test_help_loads_nothing_heavy() -> None:
