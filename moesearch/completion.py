@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     import shtab
 
-    print(shtab.complete(_moesearch_parser(), shell=args.shell))
+    print(shtab.complete(_moesearch_parser(), args.shell))
     return 0
 
 
