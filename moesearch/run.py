@@ -103,6 +103,8 @@ def _run(config: StudyConfig, args: argparse.Namespace) -> int:
                 command=_without_secrets(command),
                 show=lambda progress: display.update(_snapshot(progress, placement.num_workers)),
             )
+            for log in outcome.notes:
+                display.warn(f"a worker wrote to {log}")
             folder = _report(order, args.reports)
             _finish_tracking(order, outcome, folder, display)
     except KeyboardInterrupt:

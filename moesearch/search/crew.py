@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import subprocess  # nosec B404: this interpreter's own module, no shell
+import subprocess  # nosec B404
 import sys
 import time
 from collections.abc import Sequence
@@ -63,8 +63,8 @@ class Crew:
     ) -> None:
         self.kill()
         for slot in self._slots:
-            if slot.log.exists() and slot.log.stat().st_size == 0:
-                slot.log.unlink()
+            if slot.log not in self.notes:
+                slot.log.unlink(missing_ok=True)
 
     @property
     def is_at_work(self) -> bool:
@@ -73,6 +73,11 @@ class Crew:
     @property
     def is_stopping(self) -> bool:
         return self._kill_at is not None
+
+    @property
+    def notes(self) -> tuple[Path, ...]:
+        """Logs in which workers wrote something: a warning, an error of a trial."""
+        return tuple(slot.log for slot in self._slots if slot.log.exists() and slot.log.stat().st_size > 0)
 
     def wait(self) -> None:
         """Let a moment pass; start those whose pause is over, end those that overstay a stop."""

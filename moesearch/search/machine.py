@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import subprocess  # nosec B404: this interpreter, no shell
+import subprocess  # nosec B404
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass

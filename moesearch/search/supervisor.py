@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import logging
 import platform
+import shutil
 import signal
 import socket
-import subprocess  # nosec B404: this interpreter's own modules, no shell
+import subprocess  # nosec B404
 import sys
 import time
 import uuid
@@ -18,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from types import FrameType
 
 import optuna
@@ -54,6 +56,8 @@ class Outcome:
     seconds: float
     had_work: bool
     """False if all that the study file asks for had been done before."""
+    notes: tuple[Path, ...]
+    """Logs in which workers wrote a warning or an error."""
 
 
 def run_study(
@@ -92,7 +96,7 @@ def run_study(
         with _session(storage, order, placement, command):
             supervisor.run(placement, worker_command)
     verdict = supervisor.settle(placement.device)
-    return Outcome(supervisor.progress(), verdict, time.monotonic() - started, had_work)
+    return Outcome(supervisor.progress(), verdict, time.monotonic() - started, had_work, supervisor.notes)
 
 
 class _Supervisor:
@@ -106,6 +110,7 @@ class _Supervisor:
         self.started = time.monotonic()
         self.search = self._claims(study, self.config.num_trials)
         self.confirm: Claims | None = None
+        self.notes: tuple[Path, ...] = ()
 
     def _claims(self, study: optuna.Study, num_trials: int | None) -> Claims:
         return Claims(study, self.storage, store_lock(self.storage.url), worker_name(), num_trials)
@@ -151,6 +156,7 @@ class _Supervisor:
                     self.show(self.progress())
                     shown = time.monotonic()
                 crew.wait()
+            self.notes = crew.notes
             if crew.is_stopping:
                 self.recover()
                 raise KeyboardInterrupt
@@ -159,9 +165,17 @@ class _Supervisor:
             raise InputError(f"study {self.config.name} stops: {reason}")
 
     def settle(self, device: str) -> Verdict | None:
-        """The verdict on the confirmation runs. One supervisor at a time, so that the test split is opened once."""
+        """The verdict on the confirmation runs. One supervisor at a time, so that the test split is opened once.
+
+        Of the models that were confirmed, only the winner's stay on disk.
+        """
         with store_lock(self.storage.url, "verdict"):
-            return settle_verdict(self.config, self.storage, lambda keys: open_test_split(self.order, keys, device))
+            verdict = settle_verdict(self.config, self.storage, lambda keys: open_test_split(self.order, keys, device))
+        if verdict is not None and verdict.best is not None and self.order.confirm_checkpoints.is_dir():
+            for folder in self.order.confirm_checkpoints.iterdir():
+                if not folder.name.startswith(f"{verdict.best.fingerprint}-"):
+                    shutil.rmtree(folder, ignore_errors=True)
+        return verdict
 
 
 def _forget_runs(order: WorkOrder) -> None:
