@@ -33,6 +33,8 @@ CONFIG = "moesearch:config"
 """Resolved TrialConfig as JSON values."""
 MILESTONE_PREFIX = "moesearch:milestone:"
 """+ four digits of the milestone: the EvalPoint as JSON values."""
+FAMILY = "moesearch:family"
+"""Values of the shape knobs that a proposal was asked to have, so that it can train beside others."""
 DEATHS = "moesearch:deaths"
 """``milestone`` and ``count``: how many workers died on this trial since that milestone."""
 

@@ -23,6 +23,7 @@ from moesearch.results.records import (
     Outcome,
 )
 from moesearch.search.claims import Claims, fenced
+from moesearch.search.families import Family
 from moesearch.search.suggest import suggest
 from moesearch.training.points import EvalPoint
 
@@ -50,10 +51,11 @@ class Assignment:
         return 0 if self.last_point is None else self.last_point.milestone
 
 
-def next_assignment(claims: Claims, config: StudyConfig) -> Assignment | None:
+def next_assignment(claims: Claims, config: StudyConfig, family: Family | None = None) -> Assignment | None:
     """Claim a trial and settle its configuration; None if there is nothing to claim now.
 
     Both happen under the store's lock, so that no two workers of a host are given one point, or one seed of it.
+    A family is asked for, and can be missed: by the sampler, if nothing of it is left to try.
 
     Raises:
         InputError: the sampler finds no configuration that breaks no rule.
@@ -61,7 +63,7 @@ def next_assignment(claims: Claims, config: StudyConfig) -> Assignment | None:
     reasons: tuple[str, ...] = ()
     for _ in range(MAX_INFEASIBLE):
         with claims.lock:
-            trial = claims.claim()
+            trial = claims.claim(family)
             if trial is None:
                 return None
             try:

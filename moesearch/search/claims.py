@@ -25,7 +25,8 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.errors import LostTrialError
-from moesearch.results.records import DEATHS, FINISHED_OUTCOMES, OUTCOME, REASON, WORKER
+from moesearch.results.records import DEATHS, FAMILY, FINISHED_OUTCOMES, OUTCOME, REASON, WORKER
+from moesearch.search.families import Family, is_of
 
 MAX_DEATHS = 5
 """Workers that may die on a trial, without a new milestone in between, before it is given up."""
@@ -48,6 +49,15 @@ def is_dead_here(worker: str) -> bool:
         return f"{process.create_time():.2f}" != started or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def fixed_params(trial: FrozenTrial) -> dict[str, Any]:
+    """What the trial must keep: queued values, and those that an earlier worker was given."""
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+
+
+def _is_waiting_in(family: Family | None, trial: FrozenTrial) -> bool:
+    return trial.state is TrialState.WAITING and (family is None or is_of(fixed_params(trial), family))
 
 
 def is_void(trial: FrozenTrial) -> bool:
@@ -88,29 +98,56 @@ class Claims:
     def __post_init__(self) -> None:
         self._has_seen: set[int] = set()
 
-    def claim(self) -> optuna.Trial | None:
-        """Take the first trial that waits, or make one if the budget has room. To be called under the lock."""
+    def claim(self, family: Family | None = None) -> optuna.Trial | None:
+        """Take the first trial that waits, or make one if the budget has room. To be called under the lock.
+
+        With a family, only trials of it are taken, and one that is made asks the sampler to propose of it.
+        """
         trials = self.study.get_trials(deepcopy=False)
-        waiting = next((trial for trial in trials if trial.state is TrialState.WAITING), None)
+        waiting = next((trial for trial in trials if _is_waiting_in(family, trial)), None)
         expected = len(trials) if waiting is None else waiting.number
         if not self._has_room(trials, expected):
             return None
         if waiting is not None:
-            # It may have run before. The sign of life from then is old, so it would be taken for stale at once.
-            self.storage.record_heartbeat(waiting._trial_id)
-        elif self.num_trials is None:
+            return self._take(waiting)
+        if self.num_trials is None:
             return None
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna warns that heartbeats are on and `optimize` is not: ours are
-            trial = self.study.ask()
-        self.storage.record_heartbeat(trial._trial_id)
-        with fenced(trial):
-            trial.set_user_attr(WORKER, self.worker)
-        # Another host may have asked at the same moment; the trial's number says who came first.
+        trial = self._make(family)
+        # Another host may have made one at the same moment; the trial's number says who came first.
         if trial.number != expected and not self._has_room(self.study.get_trials(deepcopy=False), trial.number):
             self.give_back(trial)
             return None
         return trial
+
+    # The next two are what `Study.ask` does, which takes any trial that waits, and knows of no families.
+
+    def _take(self, waiting: FrozenTrial) -> optuna.Trial | None:
+        """The waiting trial, running; None if a worker of another host was faster."""
+        # It may have run before. The sign of life from then is old, so it would be taken for stale at once.
+        self.storage.record_heartbeat(waiting._trial_id)
+        try:
+            if not self.storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
+                return None
+        except UpdateFinishedTrialError:
+            return None
+        trial = self._open(waiting._trial_id)
+        with fenced(trial):
+            trial.set_user_attr(WORKER, self.worker)
+        return trial
+
+    def _make(self, family: Family | None) -> optuna.Trial:
+        template = optuna.create_trial(
+            state=TrialState.RUNNING,
+            user_attrs={WORKER: self.worker},
+            system_attrs={FAMILY: dict(family)} if family else {},
+        )
+        trial_id = self.storage.create_new_trial(self.study._study_id, template)
+        self.storage.record_heartbeat(trial_id)
+        return self._open(trial_id)
+
+    def _open(self, trial_id: int) -> optuna.Trial:
+        self.study._thread_local.cached_all_trials = None  # samplers and pruners read the store once per trial
+        return optuna.Trial(self.study, trial_id)
 
     def _has_room(self, trials: Sequence[FrozenTrial], number: int) -> bool:
         if self.num_trials is None:

@@ -24,6 +24,9 @@ from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob
 from moesearch.config.resolve import is_feasible
 from moesearch.config.space import feasible_points
 from moesearch.config.study import StudyConfig
+from moesearch.results.records import FAMILY
+from moesearch.search.claims import fixed_params
+from moesearch.search.families import is_of
 
 MAX_LISTED_POINTS = 20_000
 """Larger spaces are not listed point by point: checking a point takes some 50 microseconds."""
@@ -84,16 +87,19 @@ class CoveringSampler(BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> Params:
-        candidates = _matching(self._points, _fixed_params(trial))
-        others = _others(study, trial)
+        candidates = _matching(self._points, fixed_params(trial))
+        others, family = _others(study, trial), _wanted_family(trial)
         tried = _tried(others, self._space)
-        for point in candidates:
-            if _key(point, self._space) not in tried:
-                return point
-        return self._leader_with_fewest_seeds(others) or (candidates[0] if candidates else {})
+        untried = [point for point in candidates if _key(point, self._space) not in tried]
+        if untried:
+            return (_matching(untried, family) or untried)[0]
+        return self._leader_with_fewest_seeds(others, family) or (candidates[0] if candidates else {})
 
-    def _leader_with_fewest_seeds(self, others: Sequence[FrozenTrial]) -> Params | None:
-        """Budget that is left over goes evenly to the best sixth of the points, three at least."""
+    def _leader_with_fewest_seeds(self, others: Sequence[FrozenTrial], family: Params) -> Params | None:
+        """Budget that is left over goes evenly to the best sixth of the points, three at least.
+
+        Among those with equally many seeds, the wanted family comes first.
+        """
         values: dict[tuple[object, ...], list[float]] = {}
         seeds: dict[tuple[object, ...], int] = {}
         for other in others:
@@ -105,8 +111,13 @@ class CoveringSampler(BaseSampler):
         leaders = sorted(means, key=means.__getitem__)[: max(MIN_LEADERS, len(means) // 6)]
         if not leaders:
             return None
-        key = min(leaders, key=lambda leader: (seeds[leader], means[leader]))
-        return dict(zip(self._space, key, strict=True))
+
+        def place(leader: tuple[object, ...]) -> tuple[int, bool, float]:
+            is_wanted = is_of(dict(zip(self._space, leader, strict=True)), family)
+            return seeds[leader], not is_wanted, means[leader]
+
+        first = min(leaders, key=place)
+        return dict(zip(self._space, first, strict=True))
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
@@ -143,9 +154,10 @@ class FeasibleSampler(BaseSampler):
         draw = {} if tpe is None else tpe.sample_relative(study, trial, search_space)
         if self._points is None:
             return self._draw_until_feasible(study, trial, tpe, draw, RandomSampler(seed=seed))
-        free = _matching(self._points, _fixed_params(trial))
+        free = _matching(self._points, fixed_params(trial))
         tried = _tried(_others(study, trial), self._space)
         free = [point for point in free if _key(point, self._space) not in tried] or free
+        free = _matching(free, _wanted_family(trial)) or free
         if not free:  # A queued configuration leaves no feasible rest; the trial will be told so.
             return draw
         if draw:
@@ -156,12 +168,14 @@ class FeasibleSampler(BaseSampler):
     def _draw_until_feasible(
         self, study: optuna.Study, trial: FrozenTrial, tpe: TPESampler | None, draw: Params, random: RandomSampler
     ) -> Params:
-        fixed = _fixed_params(trial)
+        fixed, family = fixed_params(trial), _wanted_family(trial)
         for attempt in itertools.count(1):
             draw = draw or {
                 name: random.sample_independent(study, trial, name, distribution)
                 for name, distribution in self._space.items()
             }
+            if attempt <= MAX_DRAWS // 2:  # later draws look for a feasible point of any family
+                draw = {**draw, **family}
             if attempt == MAX_DRAWS or is_feasible(self._config.base, {**draw, **fixed}):
                 break
             draw = tpe.sample_relative(study, trial, self._space) if tpe and attempt < TPE_DRAWS else {}
@@ -190,9 +204,10 @@ def _distribution(knob: Knob) -> BaseDistribution:
             assert_never(knob)
 
 
-def _fixed_params(trial: FrozenTrial) -> Params:
-    """What the trial must keep: queued values, and those that an earlier worker was given."""
-    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+def _wanted_family(trial: FrozenTrial) -> Params:
+    """The shape that the trial should have to train beside others, where a point of it is left."""
+    family: Params = trial.system_attrs.get(FAMILY, {})
+    return family
 
 
 def _matching(points: Sequence[Params], fixed: Params) -> list[Params]:
@@ -205,7 +220,7 @@ def _others(study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
 
 def _tried(others: Sequence[FrozenTrial], space: Mapping[str, BaseDistribution]) -> set[tuple[object, ...]]:
     """Keys of all configurations that were begun, whatever came of them, or are queued in full."""
-    return {_key(_fixed_params(other), space) for other in others}
+    return {_key(fixed_params(other), space) for other in others}
 
 
 def _key(params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> tuple[object, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from threading import Event
 
@@ -17,6 +18,8 @@ from moesearch.errors import CheckpointError, LostTrialError
 from moesearch.results.records import EVAL_SECONDS, MILESTONE_PREFIX, TRAIN_SECONDS, Outcome
 from moesearch.search.assignments import Assignment, finish, next_assignment, objective_value
 from moesearch.search.claims import Claims, Heartbeat, fenced
+from moesearch.search.crowd import Crowd
+from moesearch.search.families import Visit, shape_knobs
 from moesearch.search.progress import hopeless
 from moesearch.search.seams import Checkpoint, Checkpoints, Trainer
 from moesearch.search.view import RunView
@@ -81,17 +84,33 @@ class _Worker:
         self.stop = stop
         self.heartbeat = Heartbeat(job.claims.storage)
         self.runs: dict[int, _Run] = {}
+        self.crowd = Crowd(len(trainer.free_lanes))
+        self.visit = self._new_visit()
+
+    def _new_visit(self) -> Visit:
+        return Visit(shape_knobs(self.job.config.search), self.crowd.max_lanes)
 
     def fill_free_lanes(self) -> None:
         for lane in self.trainer.free_lanes:
-            while lane not in self.runs and not self.stop.is_set():
-                self.claims.recover()
-                if hopeless(self.study.get_trials(deepcopy=False)):
-                    return
-                assignment = next_assignment(self.claims, self.job.config)
+            while lane not in self.runs and len(self.runs) < self.crowd.limit and not self.stop.is_set():
+                if not self.runs:
+                    self.visit = self._new_visit()
+                assignment = self._next_assignment()
                 if assignment is None:
                     return
                 self._begin(lane, assignment)
+
+    def _next_assignment(self) -> Assignment | None:
+        """A trial that can train beside those that are loaded; None if there is none now."""
+        self.claims.recover()
+        if self.visit.is_over or hopeless(self.study.get_trials(deepcopy=False)):
+            return None
+        assignment = next_assignment(self.claims, self.job.config, self.visit.wanted)
+        if assignment is not None and not self.visit.admits(assignment.trial.params):
+            with suppress(LostTrialError):
+                self.claims.give_back(assignment.trial)  # it is first in the queue, for whoever has empty lanes first
+            return None
+        return assignment
 
     def is_over(self) -> bool:
         return self.claims.is_over() or hopeless(self.study.get_trials(deepcopy=False)) is not None
@@ -136,8 +155,7 @@ class _Worker:
         try:
             points = self.trainer.advance(self.stop.is_set)
         except Exception as error:
-            for lane in tuple(self.runs):
-                self._fail(lane, error)
+            self._find_culprit(error)
             return []
         assert points or self.stop.is_set(), "loaded lanes have a next milestone"
         return points
@@ -204,6 +222,18 @@ class _Worker:
             assignment.trial.set_user_attr(EVAL_SECONDS, round(point.eval_seconds, 3))
         self._tell(lane, outcome, value, reason)
 
+    def _find_culprit(self, error: Exception) -> None:
+        """An error ends a trial only if that trains alone; several go back, to train in less company."""
+        runs = tuple(self.runs.items())
+        if len(runs) == 1:
+            self._fail(runs[0][0], error)
+            return
+        _logger.warning("%d trials go back to their last checkpoints: %s", len(runs), error, exc_info=error)
+        for lane, run in runs:
+            # Without a checkpoint of now: the error may have struck in the middle of a step.
+            self._give_back(lane, run.assignment)
+        self.crowd.thin_out(len(runs), is_memory_short=_is_out_of_memory(error))
+
     def _fail(self, lane: int, error: Exception) -> None:
         """End a trial whose training raised: the study goes on, and the error's name is in its record."""
         outcome: Outcome = "out_of_memory" if _is_out_of_memory(error) else "error"
@@ -228,6 +258,7 @@ class _Worker:
     def _free(self, lane: int) -> None:
         run = self.runs.pop(lane)
         self.heartbeat.forget(run.assignment.trial)
+        self.crowd.note_end()
         if lane not in self.trainer.free_lanes:
             self.trainer.free(lane)
 
@@ -236,11 +267,18 @@ class _Worker:
         for lane, run in tuple(self.runs.items()):
             try:
                 self._save(lane)
-                self.claims.give_back(run.assignment.trial)
-                self.job.view.pause(run.assignment)
-                self._free(lane)
             except LostTrialError as error:
                 self._drop(lane, error)
+            else:
+                self._give_back(lane, run.assignment)
+
+    def _give_back(self, lane: int, assignment: Assignment) -> None:
+        try:
+            self.claims.give_back(assignment.trial)
+            self.job.view.pause(assignment)
+            self._free(lane)
+        except LostTrialError as error:
+            self._drop(lane, error)
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
