@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob
 from moesearch.config.labels import short_value
@@ -14,6 +15,7 @@ from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.data.corpora import load_facts
 from moesearch.model import cost
+from moesearch.search.families import num_families, shape_knobs
 from moesearch.search.suggest import MAX_LISTED_POINTS
 
 
@@ -50,6 +52,10 @@ class Plan:
     num_trials: int
     sampler: str
     pruner: str
+    lanes: int | Literal["auto"]
+    """Trials side by side in each worker."""
+    num_families: int | None
+    """Shape families: groups of trials that can train side by side. None where a shape knob is continuous."""
     knobs: tuple[PlannedKnob, ...]
     num_points: int | None
     """None where a knob is continuous."""
@@ -99,6 +105,8 @@ def plan(config: StudyConfig) -> Plan:
         num_trials=config.num_trials,
         sampler=_sampler_text(config, None if points is None else len(points)),
         pruner=config.pruner.type,
+        lanes=config.run.lanes,
+        num_families=_num_families(config, points),
         knobs=tuple(PlannedKnob(path, _values_text(knob), is_lane_field(path)) for path, knob in config.search.items()),
         num_points=size(config.search),
         num_feasible=None if points is None else len(points),
@@ -131,6 +139,7 @@ def plan_lines(planned: Plan) -> list[str]:
             f"  {knob.path:{width}}  {'lane knob ' if knob.is_lane else 'shape knob'}  {knob.values}"
             for knob in planned.knobs
         ),
+        f"lanes    {_lanes_text(planned)}",
         f"base     {planned.total_params:,} parameters, {planned.active_params:,} active per token, "
         f"{planned.flops_per_token:,} FLOPs per token forward",
         f"text     {planned.corpus}, {planned.vocab_size} distinct characters",
@@ -163,6 +172,21 @@ def _sampler_text(config: StudyConfig, num_feasible: int | None) -> str:
             return config.sampler.type
         case _:
             assert_never(config.sampler.type)
+
+
+def _num_families(config: StudyConfig, feasible: Sequence[Mapping[str, object]] | None) -> int | None:
+    if feasible is None:
+        return num_families(config.search)
+    paths = shape_knobs(config.search)
+    return len({tuple(point[path] for path in paths) for point in feasible})
+
+
+def _lanes_text(planned: Plan) -> str:
+    lanes = "1 per worker on a CPU, measured on a GPU" if planned.lanes == "auto" else f"{planned.lanes} per worker"
+    if planned.num_families == 1:
+        return f"{lanes}; all trials are of one shape"
+    families = "any number of" if planned.num_families is None else f"{planned.num_families:,}"
+    return f"{lanes}; {families} shape families, one at a time in a worker"
 
 
 def _values_text(knob: Knob) -> str:

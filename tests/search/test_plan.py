@@ -40,6 +40,24 @@ def test_lane_knobs_and_shape_knobs_are_told_apart() -> None:
     assert "  optim.lr     lane knob   0.0001 to 0.01, evenly in the logarithm" in plan_lines(planned)
 
 
+def test_the_plan_counts_shape_families_by_their_feasible_points() -> None:
+    # Of six shapes, those of 3 heads fit width 96 alone.
+    shapes = {
+        "model.width": {"type": "categorical", "choices": [64, 96]},
+        "model.num_heads": {"type": "categorical", "choices": [2, 3, 4]},
+    }
+    planned = plan(study_config(search={**shapes, **study_config().model_dump()["search"]}, run={"lanes": 4}))
+    assert (planned.lanes, planned.num_families) == (4, 5)
+    assert "lanes    4 per worker; 5 shape families, one at a time in a worker" in plan_lines(planned)
+
+
+def test_a_study_of_lane_knobs_is_one_family() -> None:
+    planned = plan(study_config())
+    assert (planned.lanes, planned.num_families) == ("auto", 1)
+    lines = "\n".join(plan_lines(planned))
+    assert "lanes    1 per worker on a CPU, measured on a GPU; all trials are of one shape" in lines
+
+
 def test_the_sampler_says_whether_it_covers_the_space() -> None:
     assert "each of the 10 feasible points" in plan(study_config(num_trials=10)).sampler
     assert "TPE" in plan(study_config(num_trials=9)).sampler
