@@ -50,8 +50,6 @@ class _Run:
     """A loaded lane."""
 
     assignment: Assignment
-    checkpoint_seconds: float = 0.0
-    """What writing the last checkpoint took."""
     checkpoint_time: float = field(default_factory=time.monotonic)
 
 
@@ -84,6 +82,8 @@ class _Worker:
         self.stop = stop
         self.heartbeat = Heartbeat(job.claims.storage)
         self.runs: dict[int, _Run] = {}
+        self.checkpoint_seconds = 0.0
+        """What writing the last checkpoint took; the first one shows it."""
         self.crowd = Crowd(len(trainer.free_lanes))
         self.visit = self._new_visit()
 
@@ -194,10 +194,9 @@ class _Worker:
         return True
 
     def _save_if_due(self, lane: int, point: EvalPoint) -> None:
-        """Checkpoints cost a bounded part of the time, however short the milestones are."""
-        run = self.runs[lane]
-        silence = time.monotonic() - run.checkpoint_time
-        is_due = not point.is_last and run.checkpoint_seconds <= self.job.checkpoint_share * silence
+        """Checkpoints of all lanes cost a bounded part of the time, however short milestones and trials are."""
+        silence = time.monotonic() - self.runs[lane].checkpoint_time
+        is_due = len(self.runs) * self.checkpoint_seconds <= self.job.checkpoint_share * silence and not point.is_last
         if is_due or (point.is_last and self.job.keeps_checkpoints):
             self._save(lane)
 
@@ -211,7 +210,7 @@ class _Worker:
         except OSError as error:
             _logger.warning("trial %d goes on without a checkpoint: %s", run.assignment.trial.number, error)
         run.checkpoint_time = time.monotonic()
-        run.checkpoint_seconds = run.checkpoint_time - started
+        self.checkpoint_seconds = run.checkpoint_time - started
 
     def _end(
         self, lane: int, point: EvalPoint, outcome: Outcome, *, value: float | None = None, reason: str | None = None

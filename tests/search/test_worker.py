@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,17 @@ from moesearch.results.records import (
     TRAIN_SECONDS,
 )
 from moesearch.search.claims import is_finished, is_void
-from tests.search.stand_ins import JsonCheckpoints, TableCheckpoint, TableTrainer, begin, curve, study_config, work
+from moesearch.search.worker import run_worker
+from tests.search.stand_ins import (
+    JsonCheckpoints,
+    TableCheckpoint,
+    TableTrainer,
+    begin,
+    curve,
+    new_job,
+    study_config,
+    work,
+)
 
 
 def _only(trials: list[FrozenTrial]) -> FrozenTrial:
@@ -350,3 +362,19 @@ def test_a_failing_mlflow_is_left_out_and_costs_no_trial(
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
     assert len(tracker.notes) == fails_at
     assert caplog.text.count("MLflow is left out from here on") == 1
+
+
+def test_trials_that_are_short_beside_a_checkpoint_have_none(tmp_path: Path) -> None:
+    config = study_config(num_trials=3)
+    begin(config, tmp_path)
+    saved: list[str] = []
+
+    class SlowDisk(JsonCheckpoints):
+        def save(self, key: str, checkpoint: TableCheckpoint) -> None:
+            saved.append(key)
+            time.sleep(0.05)
+
+    job = replace(new_job(config, tmp_path), checkpoint_share=0.02)
+    run_worker(job, TableTrainer(num_lanes=3), SlowDisk(tmp_path / "checkpoints"), threading.Event())
+    # The first one shows what a checkpoint costs.
+    assert len(saved) == 1
