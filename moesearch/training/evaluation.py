@@ -23,7 +23,7 @@ from moesearch.model.transformer import MoETransformer
 NUM_BLOCKS = 64
 """Consecutive equal blocks of a split whose mean losses are kept, for paired comparisons."""
 
-_BATCH_TOKENS = {"cpu": 4096, "cuda": 65536}
+_BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
 _LOGITS_BYTES = 256 * 2**20
 
 
