@@ -25,7 +25,7 @@ Let nothing else run meanwhile.
 
 EXAMPLES = """\
   python -m moesearch.bench --quick
-  python -m moesearch.bench --only a,f
+  python -m moesearch.bench --only a,f --threads 1
   python -m moesearch.bench --json > bench.json
 """
 
@@ -43,8 +43,7 @@ def main() -> int:
     from moesearch.bench.settings import article_tokens, search_tokens
 
     device = _device(args.device)
-    threads = torch.get_num_threads()
-    # Said aloud, since backward passes otherwise start from a default of their own.
+    threads = torch.get_num_threads() if args.threads is None else args.threads
     torch.set_num_threads(threads)
     plays = search_tokens()
     bench = Bench(device, device_clock(device), QUICK if args.quick else FULL, article_tokens(plays), plays)
@@ -65,7 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--only", metavar="LETTERS", type=_letters, default=LETTERS, help="cases, such as a,c")
     parser.add_argument("--device", metavar="D", default="auto", help="auto (default), cpu, cuda or cuda:N")
+    parser.add_argument("--threads", metavar="N", type=_count, help="CPU threads; default: one per core")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads; give 1 or more")
+    return int(text)
 
 
 def _letters(text: str) -> str:

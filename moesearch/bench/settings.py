@@ -27,7 +27,7 @@ ARTICLE = TrialConfig(
 """The article's model and batch."""
 
 SEARCH = TrialConfig(model=ModelConfig(width=64, num_layers=4, num_heads=4, context=64))
-"""The base of ``studies/experts_topk.yaml``, whose trials have SEARCH_STEPS and SEARCH_MILESTONES."""
+"""A trial of a search on a CPU, of the size of those in ``studies/experts_topk.yaml``."""
 
 
 def with_experts(
@@ -44,7 +44,7 @@ def with_milestones(config: TrialConfig, steps_per_milestone: int) -> TrialConfi
 
 
 def search_tokens() -> TokenData:
-    """The plays, as that study reads them."""
+    """The plays, as a study reads them."""
     return load_tokens(DataConfig())
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,6 @@ from moesearch.bench.measure import device_clock
 from moesearch.bench.output import Facts, as_object
 from moesearch.bench.subjects import TrainerSteps
 from moesearch.bench.workers import Worker, train_at_once
-from moesearch.config.loader import load_study
 from moesearch.config.trial import TrialConfig
 from moesearch.data.tokens import TokenData
 
@@ -61,17 +59,6 @@ def test_a_worker_that_fails_is_no_worker_that_is_done(config: TrialConfig, toke
     unfit = config.model_copy(update={"model": config.model.model_copy(update={"context": 10_000})})
     with Worker(unfit, tokens, threads=1, device="cpu") as worker, pytest.raises((EOFError, OSError)):
         train_at_once([worker], 1)
-
-
-def test_the_search_setting_is_that_of_the_main_study() -> None:
-    study = load_study(Path(__file__).parents[2] / "studies" / "experts_topk.yaml")
-    assert study.base.model == settings.SEARCH.model
-    assert study.base.moe == settings.SEARCH.moe
-    assert study.base.data == settings.SEARCH.data
-    assert (study.base.budget.steps, study.base.budget.milestones) == (
-        settings.SEARCH_STEPS,
-        settings.SEARCH_MILESTONES,
-    )
 
 
 def test_a_part_of_the_validation_split_is_its_beginning(tokens: TokenData) -> None:

@@ -27,6 +27,12 @@ def test_a_case_that_does_not_exist_is_a_persons_mistake() -> None:
     assert "'a,x' is no list of cases; give letters from a to f, such as a,c" in done.stderr
 
 
+def test_no_threads_are_a_persons_mistake() -> None:
+    done = run("--threads", "0")
+    assert done.returncode == 2
+    assert "'0' is no number of threads; give 1 or more" in done.stderr
+
+
 def test_a_device_that_does_not_exist_is_a_persons_mistake() -> None:
     done = run("--device", "tpu")
     assert done.returncode == 2
