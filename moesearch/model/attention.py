@@ -1,6 +1,7 @@
 """Causal multi-head self-attention of R lanes.
 
 Shapes:  R lanes   B batch   T context   N = B*T tokens   C model width   H heads   D = C/H head width
+         M = R*B*H heads of sequences
 """
 
 from __future__ import annotations
@@ -41,23 +42,26 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x_RNC: Tensor, context: int, randomness: LayerRandomness | None) -> Tensor:
         R, N, C = x_RNC.shape
         B, T, H = N // context, context, self.num_heads
-        qkv_RBT3HD = self.qkv(x_RNC).view(R * B, T, 3, H, C // H)
-        q_RBHTD, k_RBHTD, v_RBHTD = qkv_RBT3HD.permute(2, 0, 3, 1, 4).unbind(0)
+        qkv_RBT3HD: Tensor = self.qkv(x_RNC).view(R * B, T, 3, H, C // H)
+        qkv_3RBHTD = qkv_RBT3HD.permute(2, 0, 3, 1, 4)
         if randomness is None or not self.dropout.any:
+            q_RBHTD, k_RBHTD, v_RBHTD = qkv_3RBHTD.unbind()
             out_RBHTD = F.scaled_dot_product_attention(q_RBHTD, k_RBHTD, v_RBHTD, is_causal=True, scale=self.scale)
         else:
             keys_RM = randomness.row_keys(Place.ATTENTION_WEIGHTS, B * H)
             mask_RMTT = self.dropout.mask(keys_RM, T * T).mul_(self.dropout.scale_R[:, None, None])
-            mask_RBHTT = mask_RMTT.view(R * B, H, T, T)
-            out_RBHTD = attention_with_dropout(q_RBHTD, k_RBHTD, v_RBHTD, mask_RBHTT, self.scale)
+            qkv_3MTD = qkv_3RBHTD.reshape(3, R * B * H, T, C // H)
+            out_MTD = attention_with_dropout(qkv_3MTD, mask_RMTT.view(R * B * H, T, T), self.scale)
+            out_RBHTD = out_MTD.view(R * B, H, T, C // H)
         out_RNC: Tensor = self.projection(out_RBHTD.transpose(1, 2).reshape(R, N, C))
         return self.dropout.apply(out_RNC, randomness, Place.ATTENTION_OUTPUT)
 
 
-def attention_with_dropout(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, mask_BHTT: Tensor, scale: float) -> Tensor:
-    """Causal attention written out, its weights multiplied by a dropout mask of our own."""
-    T = q_BHTD.shape[2]
-    future_TT = torch.full((T, T), float("-inf"), device=q_BHTD.device).triu_(1)
-    scores_BHTT = full_precision(q_BHTD @ k_BHTD.transpose(2, 3)) * scale + future_TT
-    weights_BHTT = torch.softmax(scores_BHTT, -1) * mask_BHTT
-    return weights_BHTT.to(v_BHTD.dtype) @ v_BHTD
+def attention_with_dropout(qkv_3MTD: Tensor, mask_MTT: Tensor, scale: float) -> Tensor:
+    """Causal attention of M heads written out, its weights multiplied by a dropout mask of our own: (M, T, D)."""
+    q_MTD, k_MTD, v_MTD = qkv_3MTD.unbind()
+    T = q_MTD.shape[1]
+    future_TT = torch.full((T, T), float("-inf"), dtype=q_MTD.dtype, device=q_MTD.device).triu_(1)
+    scores_MTT = full_precision(torch.baddbmm(future_TT, q_MTD, k_MTD.mT, alpha=scale))
+    weights_MTT = torch.softmax(scores_MTT, -1) * mask_MTT
+    return torch.bmm(weights_MTT.to(v_MTD.dtype), v_MTD)

@@ -7,7 +7,7 @@ on a CPU and inside a CUDA graph, without a host sync.
 Rows get a strong 32-bit key. The entries of a row cost seven passes over 32-bit words, and each word serves four
 entries as four 8-bit draws: a dropout mask is several times cheaper than from torch's own CPU generator.
 
-Shapes:  R lanes   L layers   P places   M rows in all   N rows of a lane   J columns   E experts
+Shapes:  R lanes   L layers   P places   N rows of a lane   M rows of any lanes   J columns   E experts
 """
 
 from __future__ import annotations
@@ -45,27 +45,54 @@ class StepRandomness:
         self._keys_R = _mix64(_mix64(seeds_R) + _signed(_GOLDEN_64, 64) * (steps_R + 1))
 
     def layers(self, num_layers: int) -> list[LayerRandomness]:
-        """The randomness of each layer: the keys of all in one go, since each costs a dozen tiny operations."""
+        """The randomness of each layer."""
         places_P = torch.arange(1, num_layers * len(Place) + 1, device=self._keys_R.device)
         keys_PR = _mix64(self._keys_R + _signed(_GOLDEN_64, 64) * places_P.unsqueeze(1))
         keys_LPR2 = keys_PR.view(torch.int32).view(num_layers, len(Place), -1, 2)
-        return [LayerRandomness(keys_PR2) for keys_PR2 in keys_LPR2.unbind()]
+        row_keys = RowKeys(keys_LPR2)
+        return [LayerRandomness(layer, keys_PR2, row_keys) for layer, keys_PR2 in enumerate(keys_LPR2.unbind())]
+
+
+class RowKeys:
+    """Keys of rows, made for all layers in one go: a dozen tiny operations in a step instead of in each layer."""
+
+    def __init__(self, keys_LPR2: Tensor) -> None:
+        self._keys_LPR2 = keys_LPR2
+        self._by_count: dict[tuple[Place, int], tuple[Tensor, ...]] = {}
+        self._by_index: dict[Place, tuple[Tensor, tuple[Tensor, ...]]] = {}
+
+    def of_all(self, place: Place, rows: int) -> tuple[Tensor, ...]:
+        """Per layer, keys of as many rows in each lane: int32 (R, N)."""
+        if (place, rows) not in self._by_count:
+            row_N = torch.arange(rows, dtype=torch.int32, device=self._keys_LPR2.device)
+            keys_LRN = _hash32(row_N, self._keys_LPR2[:, place].unsqueeze(2))
+            self._by_count[place, rows] = keys_LRN.unbind()
+        return self._by_count[place, rows]
+
+    def of_some(self, place: Place, lane_M: Tensor, row_M: Tensor) -> tuple[Tensor, ...]:
+        """Per layer, keys of rows ``row_M`` (int32) of lanes ``lane_M``: int32 (M,)."""
+        made = self._by_index.get(place)
+        if made is None or made[0] is not row_M:
+            keys_LM = _hash32(row_M, self._keys_LPR2[:, place].index_select(1, lane_M))
+            made = self._by_index[place] = (row_M, keys_LM.unbind())
+        return made[1]
 
 
 class LayerRandomness:
     """Random numbers of one layer in one training step."""
 
-    def __init__(self, keys_PR2: Tensor) -> None:
+    def __init__(self, layer: int, keys_PR2: Tensor, row_keys: RowKeys) -> None:
+        self._layer = layer
         self._keys_PR2 = keys_PR2
+        self._row_keys = row_keys
 
     def row_keys(self, place: Place, rows: int) -> Tensor:
         """Keys of as many rows in each lane, int32 (R, N); a row's key is the same whatever N is."""
-        row_N = torch.arange(rows, dtype=torch.int32, device=self._keys_PR2.device)
-        return _hash32(row_N, self._keys_PR2[place].unsqueeze(1))
+        return self._row_keys.of_all(place, rows)[self._layer]
 
     def keys_of(self, place: Place, lane_M: Tensor, row_M: Tensor) -> Tensor:
         """Keys of rows ``row_M`` (int32) of lanes ``lane_M``: what `row_keys` has there, in any order, int32 (M,)."""
-        return _hash32(row_M, self._keys_PR2[place].index_select(0, lane_M))
+        return self._row_keys.of_some(place, lane_M, row_M)[self._layer]
 
     def normal(self, place: Place, rows: int, columns: int) -> Tensor:
         """Standard normal float32 numbers (R, N, E); an entry is the same whatever the sizes are."""
@@ -91,7 +118,8 @@ class DropoutRates:
         drops = [min(round(rate * 2**16), 255 * 2**8) for rate in rates]
         self.any = any(drops)
         self.scale_R = torch.tensor([2**16 / (2**16 - drop) for drop in drops], device=device)
-        self._drops_R = torch.tensor(drops, dtype=torch.int32, device=device)
+        # So that (this + a number of -128 … 127) >> 8 is the first kept of the 256 values, counted from -128.
+        self._thresholds_R = torch.tensor([drop + 2**7 - 2**15 for drop in drops], dtype=torch.int32, device=device)
 
     def apply(self, x_RNC: Tensor, randomness: LayerRandomness | None, place: Place) -> Tensor:
         """Dropout on rows of each lane; without randomness, or where no lane drops, ``x_RNC`` itself."""
@@ -102,21 +130,20 @@ class DropoutRates:
 
     def mask(self, keys_RN: Tensor, columns: int) -> Tensor:
         """float32 (R, N, J), not scaled: 0 where dropped, 1 elsewhere."""
-        return _keep(keys_RN, self._drops_R.unsqueeze(1), columns)
+        return _keep(keys_RN, self._thresholds_R.unsqueeze(1), columns)
 
     def mask_of(self, keys_M: Tensor, lane_M: Tensor, columns: int) -> Tensor:
         """The same for rows that belong to these lanes, float32 (M, J)."""
-        return _keep(keys_M, self._drops_R.index_select(0, lane_M), columns)
+        return _keep(keys_M, self._thresholds_R.index_select(0, lane_M), columns)
 
 
-def _keep(keys: Tensor, drops: Tensor, columns: int) -> Tensor:
-    """1 where an entry is kept, float32 (*keys.shape, J); ``drops`` are probabilities times 2^16."""
+def _keep(keys: Tensor, thresholds: Tensor, columns: int) -> Tensor:
+    """1 where an entry is kept, float32 (*keys.shape, J)."""
     bits = _row_bits(keys, columns)
-    dither = (keys * _signed(_LOWBIAS[1], 32) >> 24) & 0xFF
-    first_kept = ((drops + dither) >> 8) - 128
+    first_kept = ((keys >> 24).add_(thresholds) >> 8).to(torch.int8)
     kept = torch.empty(bits.shape, device=bits.device)
     # Into a float at once: several times faster on a CPU than a comparison to bool and a conversion.
-    torch.ge(bits, first_kept.to(torch.int8).unsqueeze(-1), out=kept)
+    torch.ge(bits, first_kept.unsqueeze(-1), out=kept)
     return kept[..., :columns]
 
 

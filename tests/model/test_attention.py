@@ -14,14 +14,13 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("context", [1, 2, 9])
 @pytest.mark.parametrize("scale", [0.25, 1.0])
 def test_the_product_written_out_agrees_with_torchs_own(context: int, scale: float) -> None:
-    q, k, v = torch.randn(3, 4, 2, context, 6, dtype=torch.float64)
-    for tensor in (q, k, v):
-        tensor.requires_grad_()
-    written_out = attention_with_dropout(q, k, v, torch.ones(4, 2, context, context), scale)
+    qkv = torch.randn(3, 4, context, 6, dtype=torch.float64).requires_grad_()
+    written_out = attention_with_dropout(qkv, torch.ones(4, context, context), scale)
+    q, k, v = qkv.unbind()
     own = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     torch.testing.assert_close(written_out, own)
     weights = torch.randn_like(own)
-    gradients = [torch.autograd.grad((out * weights).sum(), (q, k, v)) for out in (written_out, own)]
+    gradients = [torch.autograd.grad((out * weights).sum(), qkv) for out in (written_out, own)]
     torch.testing.assert_close(*gradients)
 
 
