@@ -197,6 +197,11 @@ class TrialConfig(Section):
         """Hidden width F of an expert, with the default of 4 * width filled in."""
         return 4 * self.model.width if self.moe.expert_hidden_dim is None else self.moe.expert_hidden_dim
 
+    def spelled_out(self) -> TrialConfig:
+        """The same trial with its derived width written down, so that a reader need not know the rule."""
+        moe = self.moe.model_copy(update={"expert_hidden_dim": self.expert_hidden_dim})
+        return self.model_copy(update={"moe": moe})
+
     @property
     def order_seed(self) -> int:
         """Seed of the order of batches."""

@@ -66,7 +66,7 @@ def export_yaml(results: StudyResults, choice: Choice = "best") -> str:
         "`trial` is all that training reads; `provenance` says where it comes from and how far it carries."
     )
     values = {
-        "trial": exported.config.model_dump(mode="json"),
+        "trial": exported.config.spelled_out().model_dump(mode="json"),
         "provenance": _provenance(results, exported, choice),
     }
     return dump_yaml(values, comment)

@@ -15,7 +15,10 @@ def test_an_exported_configuration_loads_as_an_equal_trial(tmp_path: Path) -> No
     results = read_study(finished_study().storage, "experts_topk")
     path = tmp_path / "best.yaml"
     path.write_text(export_yaml(results), encoding="utf-8")
-    assert load_trial(path) == choose(results, "best").config
+    exported = load_trial(path)
+    assert exported == choose(results, "best").config.spelled_out()
+    assert exported.moe.expert_hidden_dim == 4 * exported.model.width
+    assert exported.fingerprint() == choose(results, "best").config.fingerprint()
 
 
 def test_best_is_the_configuration_of_the_verdict() -> None:
