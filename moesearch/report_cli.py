@@ -10,7 +10,7 @@ from moesearch.errors import InputError
 
 EXAMPLES = """\
   python -m moesearch.report experts_topk
-  python -m moesearch.report studies/experts_topk.yaml studies/lr.yaml --reports /tmp/reports"""
+  python -m moesearch.report studies/experts_topk.yaml studies/lr.yaml --reports elsewhere"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
