@@ -38,11 +38,12 @@ def main() -> int:
     import torch
 
     from moesearch.bench.cases import CASES, FULL, QUICK, Bench
-    from moesearch.bench.measure import device_clock
+    from moesearch.bench.measure import device_clock, keep_freed_memory
     from moesearch.bench.output import Facts, as_object, as_table, name_of_device
     from moesearch.bench.settings import article_tokens, search_tokens
 
     device = _device(args.device)
+    keep_freed_memory()
     threads = torch.get_num_threads() if args.threads is None else args.threads
     torch.set_num_threads(threads)
     plays = search_tokens()

@@ -30,10 +30,14 @@ class Pace:
     min_rounds: int
     part_of_val: float
     """How much of the validation split is read where an evaluation is timed by itself."""
+    expert_counts: tuple[int, ...]
+    """Numbers of experts over which growth is watched, from 4 to 64."""
+    lane_counts: tuple[int, ...]
+    """Numbers of lanes, from 1."""
 
 
-QUICK = Pace(scale=1, min_rounds=3, part_of_val=1 / 8)
-FULL = Pace(scale=8, min_rounds=7, part_of_val=1 / 2)
+QUICK = Pace(scale=1, min_rounds=3, part_of_val=1 / 16, expert_counts=(4, 16, 64), lane_counts=(1, 4, 16))
+FULL = Pace(scale=8, min_rounds=7, part_of_val=1 / 2, expert_counts=(4, 8, 16, 32, 64), lane_counts=(1, 2, 4, 8, 16))
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ def step_against_reference(bench: Bench) -> list[Figure]:
     ours = TrainerSteps(config, bench.tokens, device=bench.device)
     reference = ReferenceTrainer(config, bench.tokens.train, bench.tokens.vocab_size, bench.device)
     timings = interleave(
-        {"ours": bench.steps_of(ours), "reference": Side(reference.step)}, bench.clock, bench.effort(2.5)
+        {"ours": bench.steps_of(ours), "reference": Side(reference.step)}, bench.clock, bench.effort(2)
     )
     ours_seconds, reference_seconds = timings.median("ours"), timings.median("reference")
     return [
@@ -96,7 +100,7 @@ def moe_against_dense(bench: Bench) -> list[Figure]:
 def _moe_against_dense(bench: Bench, config: TrialConfig, mark: Mark) -> Figure:
     moe = TrainerSteps(config, bench.tokens, device=bench.device)
     dense = DenseTrainer(config, bench.tokens.train, bench.tokens.vocab_size, bench.device)
-    timings = interleave({"moe": bench.steps_of(moe), "dense": Side(dense.step)}, bench.clock, bench.effort(2.5))
+    timings = interleave({"moe": bench.steps_of(moe), "dense": Side(dense.step)}, bench.clock, bench.effort(2))
     num_experts, top_k, hidden = config.moe.num_experts, config.moe.top_k, config.expert_hidden_dim
     return Figure(
         case="b",
@@ -114,7 +118,7 @@ def growth_with_experts(bench: Bench) -> list[Figure]:
 
     The bare products grow too: fewer tokens share each weight that is read and each gradient that is written.
     """
-    few, *others = (4, 8, 16, 32, 64)
+    few, *others = bench.pace.expert_counts
     sides = {}
     for count in (few, *others):
         config = settings.with_experts(bench.article, count, 2)
@@ -124,7 +128,7 @@ def growth_with_experts(bench: Bench) -> list[Figure]:
         if count in (few, others[-1]):
             products = BareProducts(step_products(config, bench.tokens.vocab_size), bench.device)
             sides[f"products {count}"] = Side(products.step)
-    timings = interleave(sides, bench.clock, bench.effort(7))
+    timings = interleave(sides, bench.clock, bench.effort(4))
 
     def figure(key: str, title: str, side: str, count: int, mark: Mark | None = None) -> Figure:
         base, grown = f"{side} {few}", f"{side} {count}"
@@ -155,11 +159,11 @@ def run_against_reference(bench: Bench) -> list[Figure]:
     reference = ReferenceTrainer(config, tokens.train, tokens.vocab_size, bench.device)
     sides = {
         "our step": bench.steps_of(ours),
-        "our evaluation": Side(ours.evaluate),
+        "our evaluation": Side(ours.evaluate, settles=False),
         "reference step": Side(reference.step),
         "reference batch": Side(reference.evaluation_batch),
     }
-    timings = interleave(sides, bench.clock, bench.effort(2.5))
+    timings = interleave(sides, bench.clock, bench.effort(2))
     points = settings.ARTICLE_EVAL_POINTS
     our_run = {"our step": settings.ARTICLE_STEPS, "our evaluation": points / part_of_val}
     num_batches = points * settings.ARTICLE_BATCHES_PER_EVAL_POINT
@@ -193,13 +197,13 @@ def _lanes(bench: Bench) -> list[Figure]:
     part_of_val = bench.pace.part_of_val
     tokens = settings.with_part_of_val(bench.search_tokens, part_of_val)
     config = bench.search.model_copy(update={"budget": bench.article.budget})
-    lane_counts = (1, 2, 4, 8, 16)
+    lane_counts = bench.pace.lane_counts
     sides = {}
     for num_lanes in lane_counts:
         subject = TrainerSteps(config, tokens, num_lanes=num_lanes, device=bench.device)
         side = bench.steps_of(subject)
         sides[f"step {num_lanes}"] = Side(side.call, units=side.units * num_lanes)
-        sides[f"evaluation {num_lanes}"] = Side(subject.evaluate)
+        sides[f"evaluation {num_lanes}"] = Side(subject.evaluate, settles=False)
     timings = interleave(sides, bench.clock, bench.effort(4))
     trials = {
         num_lanes: {
@@ -235,10 +239,10 @@ def _workers(bench: Bench) -> list[Figure]:
             stack.enter_context(Worker(config, tokens, threads=threads, device=bench.device)) for threads in (2, 1, 1)
         )
         sides = {
-            "1": Side(lambda: train_at_once([together], num_milestones=1)),
-            "2": Side(lambda: train_at_once(apart, num_milestones=1), units=2),
+            "1": Side(lambda: train_at_once([together], num_milestones=1), settles=False),
+            "2": Side(lambda: train_at_once(apart, num_milestones=1), units=2, settles=False),
         }
-        timings = interleave(sides, bench.clock, bench.effort(4))
+        timings = interleave(sides, bench.clock, bench.effort(3))
     stretches = settings.SEARCH_MILESTONES / part
     per_hour = {name: 3600 / stretches / timings.median(name) for name in sides}
     return [

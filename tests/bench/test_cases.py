@@ -25,7 +25,7 @@ PROMISED = {
 
 @pytest.fixture
 def bench(config: TrialConfig, tokens: TokenData) -> Bench:
-    pace = Pace(scale=0, min_rounds=1, part_of_val=0.5)
+    pace = Pace(scale=0, min_rounds=1, part_of_val=0.5, expert_counts=(4, 64), lane_counts=(1, 4, 16))
     return Bench("cpu", device_clock("cpu"), pace, tokens, tokens, article=config, search=config)
 
 

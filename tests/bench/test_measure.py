@@ -27,9 +27,20 @@ class FakeMachine:
 
 def test_each_side_is_timed_once_a_round_in_alternating_order() -> None:
     machine = FakeMachine()
-    sides = {name: Side(machine.work(name, 1.0)) for name in "AB"}
+    sides = {name: Side(machine.work(name, 1.0), settles=False) for name in "AB"}
     interleave(sides, machine.clock, Effort(0, min_rounds=3))
     assert "".join(machine.order) == "AB" + "AB" + "BA" + "AB"
+
+
+def test_the_first_call_of_a_side_in_a_round_is_not_timed() -> None:
+    machine = FakeMachine()
+    calls = iter([1.0, 9.0, 1.0, 9.0, 1.0])
+
+    def call() -> None:
+        machine.now += next(calls)
+
+    timings = interleave({"A": Side(call)}, machine.clock, Effort(0, min_rounds=2))
+    assert timings.seconds["A"] == (1.0, 1.0)
 
 
 def test_times_are_per_unit_of_a_call() -> None:
@@ -41,7 +52,9 @@ def test_times_are_per_unit_of_a_call() -> None:
 def test_a_quick_side_is_called_until_a_slice_is_full() -> None:
     machine = FakeMachine()
     timings = interleave(
-        {"A": Side(machine.work("A", 0.25))}, machine.clock, Effort(0, min_rounds=1, min_slice_seconds=1.0)
+        {"A": Side(machine.work("A", 0.25), settles=False)},
+        machine.clock,
+        Effort(0, min_rounds=1, min_slice_seconds=1.0),
     )
     assert machine.order == ["A"] * (2 + 4)
     assert timings.median("A") == pytest.approx(0.25)
@@ -49,7 +62,7 @@ def test_a_quick_side_is_called_until_a_slice_is_full() -> None:
 
 def test_rounds_go_on_until_the_seconds_are_spent() -> None:
     machine = FakeMachine()
-    timings = interleave({"A": Side(machine.work("A", 1.0))}, machine.clock, Effort(7.5, min_rounds=1))
+    timings = interleave({"A": Side(machine.work("A", 1.0), settles=False)}, machine.clock, Effort(7.5, min_rounds=1))
     assert timings.num_rounds == 7  # The call of the warm-up counts as spent.
 
 
