@@ -25,6 +25,8 @@ _GOLDEN_64 = 0x9E3779B97F4A7C15
 _GOLDEN_32 = 0x9E3779B1
 _SPLITMIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 _LOWBIAS = (0x7FEB352D, 0x846CA68B)
+# Room for places to come, so that a new one moves no stream.
+_PLACES_PER_LAYER = 16
 # A token's row of router noise has room for this many experts, so that a lane's do not depend on its neighbours' E.
 _NOISE_COLUMNS = 512
 
@@ -46,9 +48,9 @@ class StepRandomness:
 
     def layers(self, num_layers: int) -> list[LayerRandomness]:
         """The randomness of each layer."""
-        places_P = torch.arange(1, num_layers * len(Place) + 1, device=self._keys_R.device)
+        places_P = torch.arange(1, num_layers * _PLACES_PER_LAYER + 1, device=self._keys_R.device)
         keys_PR = _mix64(self._keys_R + _signed(_GOLDEN_64, 64) * places_P.unsqueeze(1))
-        keys_LPR2 = keys_PR.view(torch.int32).view(num_layers, len(Place), -1, 2)
+        keys_LPR2 = keys_PR.view(torch.int32).view(num_layers, _PLACES_PER_LAYER, -1, 2)
         row_keys = RowKeys(keys_LPR2)
         return [LayerRandomness(layer, keys_PR2, row_keys) for layer, keys_PR2 in enumerate(keys_LPR2.unbind())]
 

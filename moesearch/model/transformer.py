@@ -94,6 +94,7 @@ class MoETransformer(nn.Module):
         )
         self.norm = LaneLayerNorm(R, model.width, device=device, dtype=dtype)
         self.head = LaneLinear(R, model.width, vocab_size, bias=True, device=device, dtype=dtype)
+        self._parts = tuple(tuple(self._parts_of(lane)) for lane in range(R))
         for lane in range(R) if initialized_lanes is None else initialized_lanes:
             initialize_lane(self.lane_parameters(lane), configs[lane])
 
@@ -114,13 +115,13 @@ class MoETransformer(nn.Module):
         """This lane's part of every parameter that it uses: detached, contiguous views that share storage."""
         return {
             name: lane_view(module, parameter.detach(), self.layout, lane)
-            for name, module, parameter in self._parameters_of(lane)
+            for name, module, parameter in self._parts[lane]
         }
 
     def lane_gradients(self, lane: int) -> dict[str, Tensor]:
         """The same views of the gradients, under the same names; a backward pass must have filled them."""
         gradients = {}
-        for name, module, parameter in self._parameters_of(lane):
+        for name, module, parameter in self._parts[lane]:
             assert parameter.grad is not None, f"{name} has no gradient"
             gradients[name] = lane_view(module, parameter.grad, self.layout, lane)
         return gradients
@@ -136,16 +137,14 @@ class MoETransformer(nn.Module):
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
 
-    def _parameters_of(self, lane: int) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-        """Names, owners and parameters, without the noise router where the lane routes without noise."""
-        skipped = set()
-        if not self.configs[lane].moe.noise:
-            skipped = {module.noise for module in self.modules() if isinstance(module, TopKRouter)}
-        for module_name, module in self.named_modules():
-            if module in skipped:
-                continue
-            for name, parameter in module.named_parameters(recurse=False):
-                yield f"{module_name}.{name}", module, parameter
+    def _parts_of(self, lane: int) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+        """Names, owners and parameters that a lane uses: no noise router where it routes without noise."""
+        routers = [module for module in self.modules() if isinstance(module, TopKRouter)]
+        skipped = set() if self.configs[lane].moe.noise else {router.noise for router in routers}
+        for owner, module in self.named_modules():
+            if module not in skipped:
+                for name, parameter in module.named_parameters(recurse=False):
+                    yield f"{owner}.{name}", module, parameter
 
 
 def lane_view(module: nn.Module, tensor: Tensor, layout: LaneLayout, lane: int) -> Tensor:
@@ -163,9 +162,11 @@ def require_one_shape(configs: Sequence[TrialConfig]) -> None:
     """ValueError unless all configurations give tensors of the same shapes, lanes apart."""
     if not configs:
         raise ValueError("a model needs at least one lane")
-    shapes = {(c.model.model_copy(update={"dropout": 0.0}), c.expert_hidden_dim) for c in configs}
-    if len(shapes) > 1:
-        raise ValueError(f"lanes must be of one shape family, these are of {len(shapes)}: {shapes}")
+    shapes = [{**c.model.model_dump(exclude={"dropout"}), "expert_hidden_dim": c.expert_hidden_dim} for c in configs]
+    values = {name: sorted({str(shape[name]) for shape in shapes}) for name in shapes[0]}
+    differing = [f"{name} ({', '.join(several)})" for name, several in values.items() if len(several) > 1]
+    if differing:
+        raise ValueError(f"lanes must be of one shape family; these differ in {', '.join(differing)}")
 
 
 def replace_lane(model: MoETransformer, lane: int, config: TrialConfig) -> MoETransformer:
