@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moesearch.config.dense import dense_control
 from moesearch.config.trial import TrialConfig
 from moesearch.data.batches import BatchOrder
 from moesearch.model.attention import CausalSelfAttention
-from moesearch.model.cost import dense_hidden_dim
 from moesearch.model.layers import LaneEmbedding, LaneLayerNorm, LaneLinear
 from moesearch.model.losses import language_model_losses
 from moesearch.model.randomness import DropoutRates, LayerRandomness, Place, StepRandomness
@@ -27,7 +27,7 @@ class DenseBlock(nn.Module):
 
     def __init__(self, config: TrialConfig, dropout: DropoutRates, device: torch.device) -> None:
         super().__init__()
-        width, hidden, dtype = config.model.width, dense_hidden_dim(config), torch.float32
+        width, hidden, dtype = config.model.width, dense_control(config).expert_hidden_dim, torch.float32
         self.dropout = dropout
         self.attention_norm = LaneLayerNorm(1, width, device=device, dtype=dtype)
         self.attention = CausalSelfAttention(1, config.model, dropout, device=device, dtype=dtype)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -21,10 +21,46 @@ Init = Literal["kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uni
 Schedule = Literal["constant", "cosine", "wsd"]
 CorpusName = Literal["shakespeare", "tiny_shakespeare"]
 
+# A later field is part of a fingerprint only where it is no default.
+_FIRST_FIELDS: Mapping[str, frozenset[str]] = {
+    "model": frozenset({"width", "num_layers", "num_heads", "context", "dropout", "attention_scale"}),
+    "moe": frozenset(
+        {
+            "num_experts",
+            "top_k",
+            "expert_hidden_dim",
+            "init",
+            "init_std",
+            "noise",
+            "load_balancing_loss_weight",
+            "router_z_loss_weight",
+        }
+    ),
+    "optim": frozenset(
+        {
+            "lr",
+            "weight_decay",
+            "beta1",
+            "beta2",
+            "eps",
+            "grad_clip",
+            "schedule",
+            "warmup_tokens",
+            "final_lr_fraction",
+            "decay_fraction",
+        }
+    ),
+    "data": frozenset({"corpus", "text", "batch_size", "order_seed"}),
+    "budget": frozenset({"steps", "tokens", "active_flops", "milestones"}),
+}
+
 BROKEN_RULE = "broken_rule"
 """Type of the pydantic error that carries the sentences of ``broken_rules``."""
 
 BUDGET_UNITS = ("steps", "tokens", "active_flops")
+
+FEED_FORWARD_FIELDS = ("num_experts", "top_k", "expert_hidden_dim", "init", "init_std")
+"""Fields of ``moe`` that a dense layer reads; the others are a router's."""
 
 # A lane knob changes no tensor shape of another lane, so trials that differ in it train side by side in one model.
 # A shape knob starts another shape family. The mark is read by `is_lane_field`, `--dry-run` and the reference.
@@ -85,7 +121,8 @@ class MoEConfig(Section):
     """The sparse mixture-of-experts layer: experts, router, balance."""
 
     num_experts: Annotated[int, Field(ge=1, le=512), WHOLE, LANE] = 8
-    """Experts E in each layer; at equal ``top_k``, more of them cost memory, and FLOPs in the router alone."""
+    """Experts E in each layer; at equal ``top_k``, more of them cost memory, and FLOPs in the router alone. 1 is a
+    dense feed-forward layer: no router, no router loss."""
     top_k: Annotated[int, Field(ge=1, le=512), WHOLE, LANE] = 2
     """Experts K that each token passes through (Shazeer et al. 2017); their gates sum to 1. At most ``num_experts``."""
     expert_hidden_dim: Annotated[int, Field(ge=1, le=1_048_576), WHOLE] | None = None
@@ -103,6 +140,11 @@ class MoEConfig(Section):
     balance for every E and K; 0.01 is usual."""
     router_z_loss_weight: Annotated[float, Field(ge=0, le=1000), LANE] = 0.0
     """Weight of the router z-loss in training (Zoph et al. 2022, eq. 5), a mean over layers; 0.001 is usual."""
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether there is nothing to choose: one expert, which every token passes through."""
+        return self.num_experts == 1
 
     def broken_rules(self) -> Iterator[tuple[str, str]]:
         if self.top_k > self.num_experts:
@@ -224,12 +266,24 @@ class TrialConfig(Section):
         if tokens is not None and 0 < tokens <= self.optim.warmup_tokens:
             yield "optim", f"warmup_tokens ({self.optim.warmup_tokens}) must be less than the budget's {tokens} tokens"
 
+    def _dump_for_fingerprint(self) -> dict[str, Any]:
+        """All values as JSON has them, without fields of later versions that hold their defaults.
+
+        So a trial that was stored before a field existed keeps its name.
+        """
+        values = self.model_dump(mode="json")
+        for section, first_fields in _FIRST_FIELDS.items():
+            for name, info in type(getattr(self, section)).model_fields.items():
+                if name not in first_fields and getattr(getattr(self, section), name) == info.default:
+                    del values[section][name]
+        return values
+
     def fingerprint(self) -> str:
         """Sixteen hex digits that name the configuration, whatever its seeds are.
 
         Fields that the others leave unread do not count, so that two trials which train alike have one name.
         """
-        values = self.model_dump(mode="json")
+        values = self._dump_for_fingerprint()
         del values["seed"], values["data"]["order_seed"]
         values["moe"]["expert_hidden_dim"] = self.expert_hidden_dim
         if self.moe.init != "normal":
@@ -240,4 +294,6 @@ class TrialConfig(Section):
             del values["optim"]["final_lr_fraction"]
         if self.data.text is not None:
             del values["data"]["corpus"]
+        if self.moe.is_dense:
+            values["moe"] = {name: value for name, value in values["moe"].items() if name in FEED_FORWARD_FIELDS}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

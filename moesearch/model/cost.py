@@ -14,7 +14,12 @@ from moesearch.config.trial import TrialConfig
 
 def _router_params(config: TrialConfig) -> int:
     """One layer's router, and the second one of noisy routing."""
-    return (2 if config.moe.noise else 1) * (config.model.width + 1) * config.moe.num_experts
+    return _router_maps(config) * (config.model.width + 1) * config.moe.num_experts
+
+
+def _router_maps(config: TrialConfig) -> int:
+    """Linear maps to logits in one layer."""
+    return 0 if config.moe.is_dense else 2 if config.moe.noise else 1
 
 
 def _expert_params(width: int, hidden: int) -> int:
@@ -22,42 +27,30 @@ def _expert_params(width: int, hidden: int) -> int:
     return width * hidden + hidden + hidden * width + width
 
 
-def _params(config: TrialConfig, vocab_size: int, router: int, feed_forward: int) -> int:
-    """Parameters of a model with this router and feed-forward part in each layer."""
-    width, model = config.model.width, config.model
-    norm = 2 * width
-    attention = 3 * width * width + width * width + width
-    layer = attention + 2 * norm + router + feed_forward
-    embeddings = (vocab_size + model.context) * width
-    return embeddings + model.num_layers * layer + norm + (width + 1) * vocab_size
-
-
 def total_params(config: TrialConfig, vocab_size: int) -> int:
     """All trained numbers of a trial."""
-    experts = config.moe.num_experts * _expert_params(config.model.width, config.expert_hidden_dim)
-    return _params(config, vocab_size, _router_params(config), experts)
+    return _params(config, vocab_size, config.moe.num_experts)
 
 
 def active_params(config: TrialConfig, vocab_size: int) -> int:
     """Those that one token passes through: of the experts, top_k."""
-    experts = config.moe.top_k * _expert_params(config.model.width, config.expert_hidden_dim)
-    return _params(config, vocab_size, _router_params(config), experts)
+    return _params(config, vocab_size, config.moe.top_k)
 
 
-def dense_params(config: TrialConfig, vocab_size: int) -> int:
-    """The dense model of equal active FLOPs: one feed-forward layer of `dense_hidden_dim`, no router."""
-    return _params(config, vocab_size, 0, _expert_params(config.model.width, dense_hidden_dim(config)))
-
-
-def dense_hidden_dim(config: TrialConfig) -> int:
-    """Hidden width of the one feed-forward layer that costs what top_k experts cost."""
-    return config.moe.top_k * config.expert_hidden_dim
+def _params(config: TrialConfig, vocab_size: int, experts: int) -> int:
+    """Parameters of a model, so many experts counted in each layer."""
+    width, model = config.model.width, config.model
+    norm = 2 * width
+    attention = 3 * width * width + width * width + width
+    feed_forward = experts * _expert_params(width, config.expert_hidden_dim)
+    layer = attention + 2 * norm + _router_params(config) + feed_forward
+    embeddings = (vocab_size + model.context) * width
+    return embeddings + model.num_layers * layer + norm + (width + 1) * vocab_size
 
 
 def router_flops_per_token(config: TrialConfig) -> int:
     """Forward FLOPs per token of all routers, the noise logits included."""
-    maps = 2 if config.moe.noise else 1
-    return config.model.num_layers * maps * 2 * config.model.width * config.moe.num_experts
+    return config.model.num_layers * _router_maps(config) * 2 * config.model.width * config.moe.num_experts
 
 
 def flops_per_token(config: TrialConfig, vocab_size: int) -> int:

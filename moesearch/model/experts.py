@@ -49,10 +49,16 @@ class PackedExperts(nn.Module):
         self.weight_out = nn.Parameter(empty.new_empty(num_groups, hidden, width))
         self.bias_out = nn.Parameter(empty.new_empty(num_groups, width))
 
-    def forward(self, x_RNC: Tensor, routing: Routing, randomness: LayerRandomness | None) -> Tensor:
-        """Sum over each token's experts, weighted by the gates; (R, N, C) in full precision."""
-        x_NC = x_RNC.flatten(0, 1).to(self.dtype)
+    def forward(self, x_RNC: Tensor, routing: Routing | None, randomness: LayerRandomness | None) -> Tensor:
+        """Sum over each token's experts, weighted by the gates; (R, N, C) in full precision.
+
+        Without a routing each lane has one group, which all of its tokens pass through.
+        """
         parameters = [p.to(self.dtype) for p in (self.weight_in, self.bias_in, self.weight_out, self.bias_out)]
+        if routing is None:
+            out_RNC = full_precision(dense(x_RNC.to(self.dtype), parameters))
+            return self.dropout.apply(out_RNC, randomness, Place.EXPERT_OUTPUT)
+        x_NC = x_RNC.flatten(0, 1).to(self.dtype)
         gates_S = routing.gates_S()
         keys_S = None
         if randomness is not None and self.dropout.any:
@@ -74,6 +80,13 @@ class PackedExperts(nn.Module):
             return None
         lane_P = routing.slots.lane_S.index_select(0, slot_P)
         return self.dropout.mask_of(keys_S.index_select(0, slot_P), lane_P, self.weight_in.shape[1])
+
+
+def dense(x_RNC: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+    """One expert per lane, for all of the lane's tokens."""
+    weight_in_RCF, bias_in_RF, weight_out_RFC, bias_out_RC = parameters
+    hidden_RNF = torch.baddbmm(bias_in_RF.unsqueeze(1), x_RNC, weight_in_RCF).relu_()
+    return torch.baddbmm(bias_out_RC.unsqueeze(1), hidden_RNF, weight_out_RFC)
 
 
 def expert_loop(

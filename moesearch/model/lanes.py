@@ -28,6 +28,11 @@ class LaneLayout:
         return len(self.num_experts)
 
     @property
+    def is_dense(self) -> bool:
+        """Whether no lane has anything to choose: one expert each, so groups are lanes."""
+        return max(self.num_experts) == 1
+
+    @property
     def num_groups(self) -> int:
         return sum(self.num_experts)
 

@@ -45,7 +45,10 @@ def router_z_loss(routing: Routing) -> Tensor:
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the router losses per lane, shape (R,); None where no lane uses one, so that it is not computed."""
+    """Weights of the router losses per lane, shape (R,); None where no lane uses one, so that it is not computed.
+
+    A dense lane has no router, so its weights are 0.
+    """
 
     load_balancing_R: Tensor | None
     router_z_R: Tensor | None
@@ -53,8 +56,8 @@ class LossWeights:
     @classmethod
     def of(cls, configs: Sequence[TrialConfig], device: str | torch.device = "cpu") -> LossWeights:
         return cls(
-            _weights([c.moe.load_balancing_loss_weight for c in configs], device),
-            _weights([c.moe.router_z_loss_weight for c in configs], device),
+            _weights([0.0 if c.moe.is_dense else c.moe.load_balancing_loss_weight for c in configs], device),
+            _weights([0.0 if c.moe.is_dense else c.moe.router_z_loss_weight for c in configs], device),
         )
 
 

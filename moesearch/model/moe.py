@@ -1,4 +1,4 @@
-"""The sparse mixture-of-experts layer: route, run the chosen experts, sum.
+"""The sparse mixture-of-experts layer: route, run the chosen experts, sum. With one expert, a dense layer.
 
 Shapes:  R lanes   N tokens of a lane   C model width
 """
@@ -18,7 +18,11 @@ from moesearch.model.routers import Routing, TopKRouter
 
 
 class MoELayer(nn.Module):
-    """Each token goes to its lane's top-k experts; an expert that a token does not choose costs it no arithmetic."""
+    """Each token goes to its lane's top-k experts; an expert that a token does not choose costs it no arithmetic.
+
+    Where each lane has one expert only there is no router. A lane of one expert beside others has no router parameters
+    either: its logits are 0, so its gates are 1.
+    """
 
     def __init__(
         self,
@@ -31,9 +35,10 @@ class MoELayer(nn.Module):
     ) -> None:
         super().__init__()
         layout, width, hidden = LaneLayout.of(configs), configs[0].model.width, configs[0].expert_hidden_dim
-        self.router = TopKRouter(layout, width, [c.moe.noise for c in configs], device=device, dtype=dtype)
+        noise = [c.moe.noise and not c.moe.is_dense for c in configs]
+        self.router = None if layout.is_dense else TopKRouter(layout, width, noise, device=device, dtype=dtype)
         self.experts = PackedExperts(layout.num_groups, width, hidden, dropout, backend, device=device, dtype=dtype)
 
-    def forward(self, x_RNC: Tensor, randomness: LayerRandomness | None) -> tuple[Tensor, Routing]:
-        routing: Routing = self.router(x_RNC, randomness)
+    def forward(self, x_RNC: Tensor, randomness: LayerRandomness | None) -> tuple[Tensor, Routing | None]:
+        routing: Routing | None = None if self.router is None else self.router(x_RNC, randomness)
         return self.experts(x_RNC, routing, randomness), routing

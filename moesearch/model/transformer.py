@@ -30,7 +30,7 @@ class ModelOutput:
     logits_RBTV: Tensor
     """float32 (float64 in a float64 model)."""
     routings: tuple[Routing, ...]
-    """One per layer."""
+    """One per layer with a router, in order; of none where all lanes are dense."""
 
 
 class Block(nn.Module):
@@ -52,7 +52,7 @@ class Block(nn.Module):
         self.moe_norm = LaneLayerNorm(R, model.width, device=device, dtype=dtype)
         self.moe = MoELayer(configs, dropout, backend, device=device, dtype=dtype)
 
-    def forward(self, x_RNC: Tensor, context: int, randomness: LayerRandomness | None) -> tuple[Tensor, Routing]:
+    def forward(self, x_RNC: Tensor, context: int, randomness: LayerRandomness | None) -> tuple[Tensor, Routing | None]:
         x_RNC = x_RNC + self.attention(self.attention_norm(x_RNC), context, randomness)
         out_RNC, routing = self.moe(self.moe_norm(x_RNC), randomness)
         return x_RNC + out_RNC, routing
@@ -83,7 +83,9 @@ class MoETransformer(nn.Module):
         self.layout = LaneLayout.of(configs)
         self.device = device = torch.device(device)
         if expert_backend is None:
-            expert_backend = choose_backend(ExpertShape.of(configs, dtype, device))
+            # Without a router rows need no product of their own, so there is nothing to measure.
+            is_dense = self.layout.is_dense
+            expert_backend = "grouped" if is_dense else choose_backend(ExpertShape.of(configs, dtype, device))
         self.expert_backend = expert_backend
         R, model = len(configs), configs[0].model
         dropout = DropoutRates([c.model.dropout for c in configs], device)
@@ -107,7 +109,8 @@ class MoETransformer(nn.Module):
         routings = []
         for layer, layer_randomness in zip(self.layers, per_layer, strict=True):
             x_RNC, routing = layer(x_RNC, T, layer_randomness)
-            routings.append(routing)
+            if routing is not None:
+                routings.append(routing)
         logits_RNV = full_precision(self.head(self.norm(x_RNC)))
         return ModelOutput(logits_RNV.view(R, B, T, -1), tuple(routings))
 
@@ -138,9 +141,12 @@ class MoETransformer(nn.Module):
             tensor.copy_(tensors[name])
 
     def _parts_of(self, lane: int) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
-        """Names, owners and parameters that a lane uses: no noise router where it routes without noise."""
+        """Names, owners and parameters that a lane uses: no router where it is dense, no noise router without noise."""
+        moe = self.configs[lane].moe
         routers = [module for module in self.modules() if isinstance(module, TopKRouter)]
-        skipped = set() if self.configs[lane].moe.noise else {router.noise for router in routers}
+        skipped = set() if moe.noise and not moe.is_dense else {router.noise for router in routers}
+        if moe.is_dense:
+            skipped |= {router.logits for router in routers}
         for owner, module in self.named_modules():
             if module not in skipped:
                 for name, parameter in module.named_parameters(recurse=False):

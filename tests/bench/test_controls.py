@@ -8,15 +8,16 @@ import torch
 from moesearch.bench.dense import DenseTrainer, DenseTransformer
 from moesearch.bench.products import BareProducts, step_products, training_flops
 from moesearch.bench.settings import ARTICLE, ARTICLE_VOCAB_SIZE, with_experts
+from moesearch.config.dense import dense_control
 from moesearch.config.trial import TrialConfig
 from moesearch.data.tokens import TokenData
-from moesearch.model.cost import dense_params, training_flops_per_token
+from moesearch.model.cost import total_params, training_flops_per_token
 
 
 def test_the_dense_control_has_the_parameters_of_equal_active_flops() -> None:
     dense = DenseTransformer(ARTICLE, ARTICLE_VOCAB_SIZE, torch.device("meta"))
     num_params = sum(parameter.numel() for parameter in dense.parameters())
-    assert num_params == dense_params(ARTICLE, ARTICLE_VOCAB_SIZE) == 2_656_833
+    assert num_params == total_params(dense_control(ARTICLE), ARTICLE_VOCAB_SIZE) == 2_656_833
 
 
 def test_the_dense_control_learns(config: TrialConfig, tokens: TokenData) -> None:

@@ -65,6 +65,12 @@ def test_the_budget_knows_its_unit() -> None:
     assert BudgetConfig(active_flops=1e12).unit == "active_flops"
 
 
+def test_a_fingerprint_outlives_versions() -> None:
+    """A stored study knows its trials by these: a new field must leave them alone where it holds its default."""
+    narrow = TrialConfig(model=ModelConfig(width=64, num_layers=3), moe=MoEConfig(init="normal", init_std=0.1))
+    assert [TrialConfig().fingerprint(), narrow.fingerprint()] == ["1df3e7e921a019a7", "1090461c0c666866"]
+
+
 def test_seeds_do_not_change_the_fingerprint() -> None:
     assert TrialConfig(seed=1, data=DataConfig(order_seed=2)).fingerprint() == TrialConfig().fingerprint()
 

@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from moesearch.config.dense import dense_control
 from moesearch.config.resolve import resolve
 from moesearch.config.trial import TrialConfig
 from moesearch.model.cost import (
     active_params,
-    dense_hidden_dim,
-    dense_params,
     flops_per_token,
     num_steps,
     router_flops_per_token,
@@ -23,9 +22,8 @@ ARTICLE = TrialConfig()
 
 def test_the_articles_setting_costs_what_the_article_says() -> None:
     assert total_params(ARTICLE, 65) == 8_996_545
-    assert dense_params(ARTICLE, 65) == 2_656_833
+    assert total_params(dense_control(ARTICLE), 65) == 2_656_833
     assert active_params(ARTICLE, 65) == pytest.approx(2.67e6, rel=0.005)
-    assert dense_hidden_dim(ARTICLE) == 1024
 
 
 @pytest.mark.parametrize("noise", [False, True])

@@ -95,6 +95,11 @@ def test_with_dropout_and_noise_a_lanes_curve_does_not_depend_on_its_place(place
     assert_agree(run_to_end(trainer_of(*configs))[place], curve(config))
 
 
+def test_a_dense_lane_trains_beside_experts_as_it_does_alone() -> None:
+    dense = trial({**RANDOM, "moe.num_experts": 1, "moe.top_k": 1}, seed=5)
+    assert_agree(run_to_end(trainer_of(trial(RANDOM), dense))[1], curve(dense))
+
+
 def test_a_refill_with_the_same_shapes_and_constants_keeps_the_pack() -> None:
     trainer = trainer_of(trial(seed=1), trial({"moe.num_experts": 3}, seed=2))
     trainer.advance()
