@@ -28,11 +28,14 @@ def test_a_dense_model_has_no_router_and_no_routing() -> None:
 
 
 def test_a_dense_layer_is_two_linear_maps_and_a_relu() -> None:
-    moe = model_of(trial(DENSE)).layers[0].moe
+    model = model_of(trial(DENSE))
+    experts, tensors = model.get_submodule("layers.0.moe.experts"), model.lane_parameters(0)
+    weight_in, bias_in, weight_out, bias_out = (
+        tensors[f"layers.0.moe.experts.{name}"][0] for name in ("weight_in", "bias_in", "weight_out", "bias_out")
+    )
     x_RNC = torch.randn(1, 5, 16)
-    hidden = F.relu(F.linear(x_RNC, moe.experts.weight_in[0].T, moe.experts.bias_in[0]))
-    expected = F.linear(hidden, moe.experts.weight_out[0].T, moe.experts.bias_out[0])
-    torch.testing.assert_close(moe(x_RNC, None)[0], expected)
+    expected = F.relu(x_RNC @ weight_in + bias_in) @ weight_out + bias_out
+    torch.testing.assert_close(experts(x_RNC, None, None), expected)
 
 
 @pytest.mark.parametrize("backend", ["loop", "split", "padded", "blocks"])
