@@ -20,10 +20,11 @@ from contextlib import closing
 from pathlib import Path
 
 from moesearch.cli import new_parser, run_command, storage_url
+from moesearch.config.secrets import hide_secrets, mask_url
 from moesearch.errors import InputError, StoreError
 from moesearch.servers import Server, ServerProcess, free_port, running, why_not_free
 from moesearch.tracking.database import default_tracking_uri, is_server, sqlite_path
-from moesearch.tracking.labels import charts_route, hide_password
+from moesearch.tracking.labels import charts_route
 
 OPTUNA_DASHBOARD = "optuna-dashboard"
 MLFLOW = "MLflow"
@@ -99,7 +100,7 @@ def _servers(args: argparse.Namespace) -> list[Server]:
     tracking_uri = default_tracking_uri(args.runs)
     database = sqlite_path(tracking_uri)
     if is_server(tracking_uri):
-        print(f"{MLFLOW:<17} {hide_password(tracking_uri)} (MLFLOW_TRACKING_URI)")
+        print(f"{MLFLOW:<17} {mask_url(tracking_uri)} (MLFLOW_TRACKING_URI)")
     elif database is not None and not database.exists():
         print(f"{MLFLOW:<17} not started: there is no {database} yet; a study writes it while it runs")
     else:
@@ -210,7 +211,7 @@ def _report_the_dead(processes: Sequence[ServerProcess]) -> list[ServerProcess]:
 
 def _print_last_lines(process: ServerProcess) -> None:
     for line in process.last_lines:
-        print(f"  {hide_password(line)}", file=sys.stderr, flush=True)
+        print(f"  {hide_secrets(line)}", file=sys.stderr, flush=True)
 
 
 def _point_to_pages(processes: Sequence[ServerProcess], *, open_browser: bool) -> None:

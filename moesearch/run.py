@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moesearch.cli import EXIT_FAULT, EXIT_INTERRUPTED, add_place_flags, new_parser, run_command, storage_url
+from moesearch.config.secrets import mask_url
 from moesearch.errors import InputError, MoesearchError, TrackingError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _run(config: StudyConfig, args: argparse.Namespace) -> int:
         tracking_uri=default_tracking_uri(args.runs),
         device=placement.device,
     )
-    command = shlex.join(["python", "-m", "moesearch.run", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", "moesearch.run", *map(mask_url, sys.argv[1:])])
     try:
         with LiveDisplay(quiet=args.quiet) as display:
             display.note(f"{config.name}: {placement}; {order.runs}")
@@ -100,7 +101,7 @@ def _run(config: StudyConfig, args: argparse.Namespace) -> int:
                 order,
                 placement,
                 fresh=args.fresh,
-                command=_without_secrets(command),
+                command=command,
                 show=lambda progress: display.update(_snapshot(progress, placement.num_workers)),
             )
             for log in outcome.notes:
@@ -117,12 +118,6 @@ def _run(config: StudyConfig, args: argparse.Namespace) -> int:
         return EXIT_FAULT
     _print_outcome(config, outcome, folder, as_json=args.json)
     return 0
-
-
-def _without_secrets(command: str) -> str:
-    from moesearch.tracking.labels import hide_password
-
-    return hide_password(command)
 
 
 def _report(order: WorkOrder, reports: Path) -> Path:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from moesearch.cli import add_store_flags, new_parser, run_command, storage_url
+from moesearch.config.secrets import mask_url
 from moesearch.snapshots import clock_text
 
 if TYPE_CHECKING:
@@ -33,13 +34,12 @@ _TRIAL_COLUMNS = ("running", ">trial", ">milestone", ">val_loss", ">for", "worke
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     from moesearch.results.overview import read_overview
-    from moesearch.search.storage import mask
 
     url = storage_url(args.storage, args.runs)
     studies = read_overview(url)
     now = datetime.now(UTC)
     if args.json:
-        print(json.dumps({"storage": mask(url), "studies": [_as_json(study) for study in studies]}))
+        print(json.dumps({"storage": mask_url(url), "studies": [_as_json(study) for study in studies]}))
     elif not studies:
         print("The store holds no study yet; python -m moesearch.run STUDY.yaml starts one")
     else:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moesearch.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, new_parser, run_command
+from moesearch.config.secrets import mask_url
 from moesearch.errors import InputError, TrackingError
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ class _View:
 
     def __init__(self, out: Path, runs: Path, config: TrialConfig, tokens: TokenData) -> None:
         from moesearch.tracking.database import default_tracking_uri, prepare
-        from moesearch.tracking.labels import flat_params, hide_password
+        from moesearch.tracking.labels import flat_params
         from moesearch.tracking.mlflow import MLflowTracker
 
         self._out = out
@@ -130,7 +131,7 @@ class _View:
         try:
             prepare(uri)
             self._tracker = MLflowTracker(uri, EXPERIMENT, runs / "artifacts" / EXPERIMENT)
-            self._run_id = self._resumed(hide_password(uri)) or self._started(hide_password(uri), params)
+            self._run_id = self._resumed(mask_url(uri)) or self._started(mask_url(uri), params)
         except TrackingError as error:
             self._leave_out(error)
 

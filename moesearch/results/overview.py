@@ -19,6 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
 from moesearch.config.labels import config_label
+from moesearch.config.secrets import mask_url
 from moesearch.errors import StoreError
 from moesearch.results import records
 
@@ -104,7 +105,7 @@ def read_overview(url: str) -> tuple[StudyOverview, ...]:
         raise StoreError(
             "this is no storage URL; write sqlite:///runs/optuna.db or postgresql+psycopg://user@host/database"
         ) from None
-    place = parsed.render_as_string(hide_password=True)
+    place = mask_url(url)
     _see_that_it_is_there(parsed)
     try:
         with _opened(parsed) as storage:
@@ -117,6 +118,8 @@ def read_overview(url: str) -> tuple[StudyOverview, ...]:
         cause = getattr(error.__cause__, "orig", None) or getattr(error, "orig", None) or error
         reason = str(cause).strip().partition("\n")[0]
         raise StoreError(f"{place}: cannot be read as a study store: {reason}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:  # as rows are missing or torn
+        raise StoreError(f"{place}: is damaged, or not of moesearch: a record holds {error!r}") from None
 
 
 def _see_that_it_is_there(url: URL) -> None:

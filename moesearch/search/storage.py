@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import getpass
 import hashlib
-import re
 import sqlite3
 import tempfile
 import warnings
@@ -23,10 +22,10 @@ from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
+from moesearch.config.secrets import mask_url
 from moesearch.errors import StoreError
 
 SQLITE_TIMEOUT_SECONDS = 60
-_SECRET_QUERY = re.compile(r"pass|secret|token|key", re.IGNORECASE)
 
 StaleCallback = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
 
@@ -72,13 +71,13 @@ def open_storage(
         raise
     except ImportError as error:
         raise StoreError(
-            f"{mask(url)}: the driver {error.name or parsed.drivername!r} is not installed; "
+            f"{mask_url(url)}: the driver {error.name or parsed.drivername!r} is not installed; "
             "`pip install psycopg[binary]` brings PostgreSQL's (postgresql+psycopg://...)"
         ) from None
     except (SQLAlchemyError, sqlite3.Error, optuna.exceptions.OptunaError, OSError) as error:
-        raise StoreError(f"{mask(url)}: cannot be opened as a study store: {_reason(error)}") from None
+        raise StoreError(f"{mask_url(url)}: cannot be opened as a study store: {_reason(error)}") from None
     except RuntimeError as error:  # Optuna's word for a schema of another version
-        raise StoreError(f"{mask(url)}: {error}") from None
+        raise StoreError(f"{mask_url(url)}: {error}") from None
     return storage
 
 
@@ -91,31 +90,20 @@ def store_lock(url: str, purpose: str = "lock") -> FileLock:
     return FileLock(Path(tempfile.gettempdir()) / f"moesearch-{getpass.getuser()}-{digest}.{purpose}")
 
 
-def mask(url: str) -> str:
-    """The URL without its secrets, fit for a message, a report or a log."""
-    try:
-        parsed = sqlalchemy.make_url(url)
-    except (SQLAlchemyError, ValueError):
-        return re.sub(r"//[^/@]*@", "//***@", url)
-    hidden = {name: "hidden" if _SECRET_QUERY.search(name) else value for name, value in parsed.query.items()}
-    shown = parsed.set(query=hidden).render_as_string(hide_password=True)
-    return re.sub(r":\*\*\*@.*@", ":***@", shown)  # an "@" in the password ends it too early
-
-
 def _parse(url: str) -> URL:
     try:
         parsed = sqlalchemy.make_url(url)
         parsed.get_dialect()
     except NoSuchModuleError:  # an ArgumentError too
         raise StoreError(
-            f"{mask(url)}: no database is called {url.split(':')[0]!r}; write sqlite:///... or postgresql+psycopg://..."
+            f"{mask_url(url)}: no database is called {url.split(':')[0]!r}; write sqlite:///... or postgresql+psycopg://..."
         ) from None
     except (ArgumentError, ValueError):
         raise StoreError(
-            f"{mask(url)!r} is no storage URL; write sqlite:///runs/optuna.db or postgresql+psycopg://user@host/database"
+            f"{mask_url(url)!r} is no storage URL; write sqlite:///runs/optuna.db or postgresql+psycopg://user@host/database"
         ) from None
     except ImportError as error:
-        raise StoreError(f"{mask(url)}: the driver {error.name!r} is not installed; pip can install it") from None
+        raise StoreError(f"{mask_url(url)}: the driver {error.name!r} is not installed; pip can install it") from None
     if parsed.get_backend_name() == "sqlite" and parsed.database in (None, "", ":memory:"):
         raise StoreError(f"{url}: a store in memory cannot be shared by workers; write sqlite:///runs/optuna.db")
     return parsed
@@ -149,7 +137,7 @@ def _refuse_other_databases(parsed: URL) -> None:
         engine.dispose()
     if not tables or "studies" in tables:
         return
-    place = mask(parsed.render_as_string(hide_password=False))
+    place = mask_url(parsed.render_as_string(hide_password=False))
     if {"experiments", "runs"} <= tables:
         raise StoreError(f"{place} is an MLflow database; the study store needs one of its own")
     # A server's database may serve others too, unless they claim the table that holds Optuna's schema version.

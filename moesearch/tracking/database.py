@@ -17,8 +17,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moesearch.config.secrets import hide_secrets
 from moesearch.errors import TrackingError
-from moesearch.tracking.labels import hide_password
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -127,4 +127,4 @@ def failures(tracking_uri: str, task: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise TrackingError(hide_password(f"MLflow at {tracking_uri}: could not {task}: {reason}")) from error
+        raise TrackingError(hide_secrets(f"MLflow at {tracking_uri}: could not {task}: {reason}")) from error

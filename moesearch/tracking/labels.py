@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from typing import Literal
 
@@ -59,8 +58,3 @@ def charts_route(experiment_id: str) -> str:
         f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
         "&orderByKey=metrics.%60val_loss%60&orderByAsc=true"
     )
-
-
-def hide_password(text: str) -> str:
-    """``text`` with the user and password of every URL in it covered up."""
-    return re.sub(r"(?<=:)//(?!/)\S*@", "//***@", text)

@@ -183,7 +183,7 @@ def _read_intact(path: Path) -> tuple[dict[str, Any], bytes]:
     try:
         record: dict[str, Any] = json.loads(path.read_bytes())
         checksum = record.pop("sha256")
-    except (OSError, ValueError, AttributeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
         raise _DamagedError(f"no readable record ({error!r})") from None
     if checksum != _checksum(record):
         raise _DamagedError("altered: its checksum differs")

@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from moesearch.errors import StoreError
-from moesearch.search.storage import mask, open_storage
+from moesearch.search.storage import open_storage
 from tests.search.processes import in_processes
 from tests.search.stand_ins import url_of
 
@@ -79,7 +79,7 @@ def test_a_sqlite_store_keeps_a_write_ahead_log(tmp_path: Path) -> None:
         ("sqlite:///{folder}/text", "is no SQLite database"),
         ("sqlite:///{folder}/mlflow.db", "is an MLflow database"),
         ("sqlite:///{folder}/other.db", "holds something else"),
-        ("postgresql+psycopg://u:pw@localhost:1/x", r"psycopg://u:\*\*\*@localhost:1/x"),
+        ("postgresql+psycopg://u:pw@localhost:1/x", r"psycopg://\*\*\*@localhost:1/x"),
     ],
 )
 def test_a_store_that_cannot_be_one_is_refused_with_the_reason(url: str, message: str, tmp_path: Path) -> None:
@@ -106,16 +106,3 @@ def test_a_reader_creates_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no study store is here"):
         open_storage(url_of(tmp_path), create=False)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "postgresql+psycopg://user:secret@host/database",
-        "postgresql+psycopg://user:se@cret@host/database",
-        "postgresql+psycopg://user@host/database?password=secret&sslmode=require",
-        "no scheme//user:secret@host",
-    ],
-)
-def test_no_part_of_a_password_is_shown(url: str) -> None:
-    assert "cret" not in mask(url)

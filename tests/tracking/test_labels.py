@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moesearch.tracking.labels import as_text, flat_params, hide_password, run_name, trial_tags
+from moesearch.tracking.labels import as_text, flat_params, run_name, trial_tags
 
 
 def test_a_run_is_named_by_its_knobs_and_its_number() -> None:
@@ -39,16 +39,3 @@ def test_tags_are_text_that_filters_can_name() -> None:
 
 def test_a_trial_that_runs_has_no_outcome_yet() -> None:
     assert "outcome" not in trial_tags(study="s", number=3, fingerprint="ab", replicate=0, phase="confirm")
-
-
-@pytest.mark.parametrize(
-    ("text", "hidden"),
-    [
-        ("postgresql+psycopg://me:secret@db/x", "postgresql+psycopg://***@db/x"),
-        ("no route to https://me:s/e@cret@host/path", "no route to https://***@host/path"),
-        ("sqlite:////home/me@work/runs/mlflow.db", "sqlite:////home/me@work/runs/mlflow.db"),
-        ("http://127.0.0.1:5000", "http://127.0.0.1:5000"),
-    ],
-)
-def test_a_password_in_a_url_is_hidden_and_a_path_is_not(text: str, hidden: str) -> None:
-    assert hide_password(text) == hidden

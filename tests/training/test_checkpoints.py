@@ -128,7 +128,11 @@ def test_damaged_tensors_make_the_one_before_count(tmp_path: Path, damage: Calla
     assert load_checkpoint(tmp_path).step == 1
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, fill_with_zeros])
+def become_a_list(path: Path) -> None:
+    path.write_text("[]")
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, fill_with_zeros, become_a_list])
 def test_a_damaged_record_makes_the_one_before_count(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     save_checkpoint(checkpoint(1), tmp_path)
     save_checkpoint(checkpoint(2), tmp_path)
