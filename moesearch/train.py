@@ -156,8 +156,9 @@ class _View:
         return run_id
 
     def log(self, point: EvalPoint) -> None:
-        names = ("train_loss", "val_loss", "val_bpb", "tokens", "active_flops", "train_seconds")
-        metrics = {name: float(getattr(point, name)) for name in names}
+        from moesearch.tracking.labels import milestone_metrics
+
+        metrics = milestone_metrics(asdict(point))
         self._try(lambda tracker: tracker.log_metrics(self._run_id, metrics, point.step))
 
     def pause(self) -> None:
@@ -236,7 +237,10 @@ def _stop_on_signals() -> Iterator[threading.Event]:
 
 
 def _say_json(point: EvalPoint) -> None:
-    values = {name: value for name, value in asdict(point).items() if name != "val_block_losses"}
+    health = {} if point.router_health is None else point.router_health.summary()
+    values = {**asdict(point), **health}
+    for name in ("val_block_losses", "router_health"):
+        del values[name]
     # JSON has no NaN.
     finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
     print(json.dumps(finite), flush=True)

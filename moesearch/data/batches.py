@@ -1,10 +1,11 @@
 """Which tokens a step trains on, and which windows an evaluation reads.
 
-Shapes:  B batch   T context   S steps   W evaluation windows
+Shapes:  B batch   T context   S steps   W whole evaluation windows
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,6 @@ import torch
 from torch import Tensor
 
 from moesearch.errors import CorpusError
-
-IGNORED_TARGET = -100
-"""A target that no loss counts: ``torch.nn.functional.cross_entropy``'s default ``ignore_index``."""
 
 # Second half of the generator's key, so that no other use of an equal seed draws the same numbers.
 _PURPOSE = 0x6261_7463_6865_7321
@@ -69,23 +67,15 @@ class BatchOrder:
         return torch.from_numpy(starts_SB.astype(np.int64))
 
 
-def evaluation_windows(num_tokens: int, context: int) -> Tensor:
-    """Starts of consecutive windows that predict each token but the first exactly once; int64, shape (W,).
+def evaluation_batches(tokens: Tensor, context: int, num_windows: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Inputs and targets, each of shape (B, T), that predict each token of a split but the first once, and in order.
 
-    Window w reads ``context`` tokens from its start and predicts the ones after them; the last may be shorter.
+    The windows lie side by side, so many to a batch. What remains at the end of the split is a shorter window, and a
+    batch of its own: no window holds filling, which routers would route and their statistics count.
     """
-    return torch.arange(0, num_tokens - 1, context, dtype=torch.int64)
-
-
-def evaluation_batches(tokens: Tensor, context: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of all evaluation windows of a split, each of shape (W, T).
-
-    The short last window is filled with token 0 as input and IGNORED_TARGET as target, after its real tokens, so
-    a causal model never sees the filling.
-    """
-    num_windows = len(evaluation_windows(len(tokens), context))
-    inputs_WT = tokens.new_zeros(num_windows, context)
-    targets_WT = tokens.new_full((num_windows, context), IGNORED_TARGET)
-    inputs_WT.view(-1)[: len(tokens) - 1] = tokens[:-1]
-    targets_WT.view(-1)[: len(tokens) - 1] = tokens[1:]
-    return inputs_WT, targets_WT
+    num_whole = (len(tokens) - 1) // context
+    first, rest = num_whole * context, slice(num_whole * context, len(tokens) - 1)
+    inputs_WT, targets_WT = tokens[:first].view(-1, context), tokens[1 : first + 1].view(-1, context)
+    yield from zip(torch.split(inputs_WT, num_windows), torch.split(targets_WT, num_windows), strict=True)
+    if rest.start < rest.stop:
+        yield tokens[rest].unsqueeze(0), tokens[rest.start + 1 :].unsqueeze(0)

@@ -11,6 +11,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.labels import config_label
+from moesearch.config.quantities import ROUTER_QUANTITIES
 from moesearch.results import records
 
 CURVE_FIELDS = (
@@ -24,7 +25,7 @@ CURVE_FIELDS = (
     "train_seconds",
     "eval_seconds",
 )
-CURVE_COLUMNS = ("number", *CURVE_FIELDS)
+CURVE_COLUMNS = ("number", *CURVE_FIELDS, *ROUTER_QUANTITIES)
 
 # Columns of a trial before and after its knobs; each knob is a column under its dotted path.
 LEADING_COLUMNS = ("number", "state", "outcome", "label")
@@ -77,6 +78,7 @@ _REAL = frozenset(
         "train_seconds",
         "eval_seconds",
         "flops_per_token",
+        *ROUTER_QUANTITIES,
     }
 )
 _MOMENTS = frozenset({"started", "ended"})
@@ -209,11 +211,11 @@ def _trial_row(trial: FrozenTrial, paths: Sequence[str]) -> tuple[Any, ...]:
 
 def _curve(trial: FrozenTrial) -> Iterator[tuple[Any, ...]]:
     for milestone, val_loss in sorted(trial.intermediate_values.items()):
-        point = trial.system_attrs.get(f"{records.MILESTONE_PREFIX}{milestone:04d}")
-        if point is not None:
-            yield tuple(point[field] for field in CURVE_FIELDS)
-        else:  # inherited from the trial that this one continues
-            yield tuple({"milestone": milestone, "val_loss": val_loss}.get(field) for field in CURVE_FIELDS)
+        # A curve inherited from the trial that this one continues has losses alone.
+        inherited = {"milestone": milestone, "val_loss": val_loss}
+        point = trial.system_attrs.get(f"{records.MILESTONE_PREFIX}{milestone:04d}", inherited)
+        health = point.get("router_health") or {}
+        yield (*(point.get(field) for field in CURVE_FIELDS), *(health.get(name) for name in ROUTER_QUANTITIES))
 
 
 def as_utc(moment: datetime | None) -> datetime | None:

@@ -118,8 +118,7 @@ def last_point(trial: FrozenTrial) -> EvalPoint | None:
     """The last milestone that the trial reported, from its record."""
     if trial.last_step is None:
         return None
-    record = trial.system_attrs[f"{MILESTONE_PREFIX}{trial.last_step:04d}"]
-    return EvalPoint(**{**record, "val_block_losses": tuple(record["val_block_losses"])})
+    return EvalPoint.from_record(trial.system_attrs[f"{MILESTONE_PREFIX}{trial.last_step:04d}"])
 
 
 def objective_value(objective: Objective, point: EvalPoint) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from typing import Literal, Protocol, cast
 
 import optuna
@@ -13,7 +14,7 @@ from moesearch.errors import TrackingError
 from moesearch.results.records import MLFLOW_RUN_ID, OUTCOME, Outcome
 from moesearch.search.assignments import Assignment
 from moesearch.search.claims import fenced
-from moesearch.tracking.labels import Phase, flat_params, run_name, trial_tags
+from moesearch.tracking.labels import Phase, flat_params, milestone_metrics, run_name, trial_tags
 from moesearch.tracking.mlflow import MLflowTracker, RunStatus, run_status
 from moesearch.training.points import EvalPoint
 
@@ -64,14 +65,7 @@ class RunView:
         self._try(start)
 
     def log(self, assignment: Assignment, point: EvalPoint) -> None:
-        metrics = {
-            "train_loss": point.train_loss,
-            "val_loss": point.val_loss,
-            "val_bpb": point.val_bpb,
-            "tokens": float(point.tokens),
-            "active_flops": point.active_flops,
-            "train_seconds": point.train_seconds,
-        }
+        metrics = milestone_metrics(asdict(point))
         self._try_run(assignment.trial, lambda tracker, run_id: tracker.log_metrics(run_id, metrics, point.step))
 
     def pause(self, assignment: Assignment) -> None:

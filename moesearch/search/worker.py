@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from threading import Event
 
 from moesearch.config.study import StudyConfig
@@ -177,7 +177,7 @@ class _Worker:
             return  # an earlier worker reported it, and had no time for a checkpoint
         trial = assignment.trial
         with fenced(trial):
-            record = asdict(point if point.is_last else replace(point, val_block_losses=()))
+            record = asdict(point if point.is_last else point.brief())
             trial.storage.set_trial_system_attr(trial._trial_id, f"{MILESTONE_PREFIX}{point.milestone:04d}", record)
             trial.report(point.val_loss, point.milestone)
         self.job.view.log(assignment, point)

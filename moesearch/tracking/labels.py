@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from moesearch.config.labels import config_label
+from moesearch.config.quantities import ROUTER_QUANTITIES, RouterQuantity
 
 Phase = Literal["search", "confirm", "final", "summary"]
 """What a run is for; the value of its tag ``phase``."""
@@ -34,6 +35,23 @@ def trial_tags(
 def flat_params(config: Mapping[str, object]) -> dict[str, object]:
     """A nested configuration as dotted paths: ``{"moe": {"top_k": 2}}`` becomes ``{"moe.top_k": 2}``."""
     return dict(_leaves(config, ""))
+
+
+_CURVES = ("train_loss", "val_loss", "val_bpb", "tokens", "active_flops", "train_seconds")
+# By layers only what tells a sick layer from a healthy one: all would be eight charts a layer, and 10 ms a milestone.
+_BY_LAYER: tuple[RouterQuantity, ...] = ("load_entropy", "max_vio")
+
+
+def milestone_metrics(point: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of an ``EvalPoint``, given as its fields; MLflow groups charts by what is before the slash."""
+    metrics = {name: float(point[name]) for name in _CURVES}
+    health = point["router_health"]
+    if health is None:
+        return metrics
+    metrics |= {f"router/{name}": float(health[name]) for name in ROUTER_QUANTITIES}
+    for index, layer in enumerate(health["layers"]):
+        metrics |= {f"router by layer/{name} {index}": float(layer[name]) for name in _BY_LAYER}
+    return metrics
 
 
 def _leaves(section: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:

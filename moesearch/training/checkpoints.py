@@ -14,7 +14,7 @@ import logging
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class LaneCheckpoint:
     """Optimizer steps done; also the step counter of AdamW."""
     progress: Progress
     points: tuple[EvalPoint, ...]
-    """All evaluations so far; losses per block are kept for the last one."""
+    """All evaluations so far; those before the last one are brief (``EvalPoint.brief``)."""
     parameters: Mapping[str, Tensor]
     exp_avg: Mapping[str, Tensor]
     """AdamW's first moments, by the names of the parameters."""
@@ -80,7 +80,7 @@ def save_checkpoint(checkpoint: LaneCheckpoint, folder: Path) -> None:
     stem = f"step-{checkpoint.step:09d}"
     # The hash in the name keeps a second save of one step from altering the file that the first one's record names.
     tensors_path = folder / f"{stem}-{digest[:16]}.safetensors"
-    points = [replace(point, val_block_losses=()) for point in checkpoint.points[:-1]]
+    points = [point.brief() for point in checkpoint.points[:-1]]
     record = {
         "format": _FORMAT,
         "tensors": tensors_path.name,
@@ -165,15 +165,12 @@ def _read(path: Path) -> LaneCheckpoint:
     for full_name, tensor in safetensors.torch.load(content).items():
         group, name = full_name.split("/", 1)
         groups[group][name] = tensor
-    points = [
-        EvalPoint(**{**point, "val_block_losses": tuple(point["val_block_losses"])}) for point in record["points"]
-    ]
     return LaneCheckpoint(
         config=config,
         corpus_sha256=record["corpus_sha256"],
         step=record["step"],
         progress=Progress(**record["progress"]),
-        points=tuple(points),
+        points=tuple(map(EvalPoint.from_record, record["points"])),
         **groups,
     )
 

@@ -6,10 +6,10 @@ import csv
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from moesearch.config.dumper import dump_yaml
+from moesearch.config.quantities import ROUTER_QUANTITIES
 from moesearch.config.resolve import field_names
 from moesearch.config.trial import TrialConfig
 from moesearch.data.tokens import TokenData
@@ -43,6 +43,7 @@ _CURVE_COLUMNS = (
     "val_bpb",
     "train_seconds",
     "eval_seconds",
+    *ROUTER_QUANTITIES,
 )
 
 
@@ -138,8 +139,8 @@ def _value(config: TrialConfig, path: str) -> object:
 
 
 def _row(point: EvalPoint) -> dict[str, object]:
-    values = asdict(point)
-    return {name: values[name] for name in _CURVE_COLUMNS}
+    health = {} if point.router_health is None else point.router_health.summary()
+    return {name: health.get(name, getattr(point, name, None)) for name in _CURVE_COLUMNS}
 
 
 def _curve_csv(points: Sequence[EvalPoint]) -> str:

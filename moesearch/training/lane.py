@@ -14,7 +14,7 @@ from moesearch.data.batches import BatchOrder
 from moesearch.data.tokens import TokenData
 from moesearch.model.cost import num_steps, training_flops_per_token
 from moesearch.training.checkpoints import LaneCheckpoint, Progress
-from moesearch.training.evaluation import SplitLoss
+from moesearch.training.evaluation import SplitResult
 from moesearch.training.optimizer import learning_rate
 from moesearch.training.points import EvalPoint
 from moesearch.training.step import LanePlan, LaneResult
@@ -95,10 +95,11 @@ class Lane:
         self.train_seconds += train_seconds
         self.is_diverged = not result.is_alive
 
-    def report(self, val: SplitLoss | None) -> EvalPoint:
+    def report(self, val: SplitResult | None) -> EvalPoint:
         """The point of the next milestone, which becomes the last one; None says that the trial diverged."""
         steps_since = self.step - (self.points[-1].step if self.points else 0)
         loss = math.nan if val is None else val.loss
+        is_diverged = not math.isfinite(loss)
         point = EvalPoint(
             milestone=self.milestone + 1,
             num_milestones=self.config.budget.milestones,
@@ -111,7 +112,8 @@ class Lane:
             val_block_losses=() if val is None else val.block_losses,
             train_seconds=self.train_seconds,
             eval_seconds=self.eval_seconds,
-            is_diverged=not math.isfinite(loss),
+            is_diverged=is_diverged,
+            router_health=None if val is None or is_diverged else val.router_health,
         )
         self.points.append(point)
         self.train_loss_sum = 0.0

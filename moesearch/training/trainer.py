@@ -20,7 +20,7 @@ from moesearch.model.experts import ExpertBackend
 from moesearch.model.transformer import MoETransformer, require_one_shape
 from moesearch.training.checkpoints import LaneCheckpoint
 from moesearch.training.cuda_graph import CaptureError
-from moesearch.training.evaluation import SplitLoss, evaluate_split, never
+from moesearch.training.evaluation import SplitResult, evaluate_split, never
 from moesearch.training.lane import Lane
 from moesearch.training.pack import LanePack
 from moesearch.training.points import EvalPoint
@@ -93,17 +93,13 @@ class LaneTrainer:
         active = self._active()
         if active and all(lane.steps_to_milestone > 0 for lane in active):
             self._train(active, should_stop)
+        due = [lane for lane in active if not lane.is_diverged and lane.steps_to_milestone == 0]
+        results = self._evaluate(due, "val", should_stop) or {}
         points = []
         for index, lane in enumerate(self._lanes):
-            if lane is None or lane not in active:
+            if lane is None or lane not in active or not (lane.is_diverged or lane in results):
                 continue
-            if lane.is_diverged:
-                points.append((index, lane.report(None)))
-            elif lane.steps_to_milestone == 0:
-                val = self._evaluate(lane, "val", should_stop)
-                if val is None:
-                    break
-                points.append((index, lane.report(val)))
+            points.append((index, lane.report(results.get(lane))))
             if lane.is_done:
                 self._settle(lane)
         return points
@@ -118,23 +114,20 @@ class LaneTrainer:
 
     def checkpoint(self, lane: int) -> LaneCheckpoint:
         """All that an exact resume of a lane needs, as it stands now."""
-        return self._started(lane).checkpoint()
+        loaded = self._loaded(lane)
+        self._start([loaded])
+        return loaded.checkpoint()
 
-    def evaluate(self, lane: int, split: Literal["val", "test"]) -> SplitLoss:
-        """Exact loss of a lane on a whole split."""
-        result = self._evaluate(self._loaded(lane), split, never)
-        assert result is not None
-        return result
+    def evaluate(self, lane: int, split: Literal["val", "test"]) -> SplitResult:
+        """Exact loss and router health of a lane on a whole split."""
+        loaded = self._loaded(lane)
+        results = self._evaluate([loaded], split, never)
+        assert results is not None
+        return results[loaded]
 
     def model(self, lane: int) -> MoETransformer:
         """A lane's model alone; it is the one in training where no other lane is."""
-        loaded = self._started(lane)
-        if self._pack is not None and self._pack.lanes == [loaded]:
-            return self._pack.model
-        assert loaded.tensors is not None
-        alone = self._empty_model(loaded.config)
-        alone.load_lane(0, loaded.tensors.parameters)
-        return alone
+        return self._model_of([self._loaded(lane)])
 
     def _active(self) -> list[Lane]:
         """Lanes with something left to train."""
@@ -145,12 +138,10 @@ class LaneTrainer:
         assert lane is not None, f"lane {index} is free"
         return lane
 
-    def _started(self, index: int) -> Lane:
-        """A lane that has tensors."""
-        lane = self._loaded(index)
-        if lane.tensors is None:
+    def _start(self, lanes: list[Lane]) -> None:
+        """See to it that these lanes have tensors."""
+        if any(lane.tensors is None for lane in lanes):
             self._packed()
-        return lane
 
     def _packed(self) -> LanePack:
         """The pack of exactly the active lanes, which keeps the tensors of those that were packed before."""
@@ -209,28 +200,43 @@ class LaneTrainer:
             lane.absorb(result, train_seconds)
         return not is_stopped and all(result.is_alive for result in results)
 
-    def _evaluate(self, lane: Lane, split: Literal["val", "test"], should_stop: Callable[[], bool]) -> SplitLoss | None:
+    def _evaluate(
+        self, lanes: list[Lane], split: Literal["val", "test"], should_stop: Callable[[], bool]
+    ) -> dict[Lane, SplitResult] | None:
+        """Evaluate these lanes together; None if stopped."""
+        if not lanes:
+            return {}
         started = time.perf_counter()
-        model = self.model(self._lanes.index(lane))
+        if self._pack is not None and set(self._pack.lanes) == set(lanes):
+            lanes = self._pack.lanes  # In the order of the model in training, which then needs no copy.
         tokens, num_bytes = (
             (self._tokens.val, self._tokens.val_bytes)
             if split == "val"
             else (self._tokens.test, self._tokens.test_bytes)
         )
-        result = evaluate_split(model, tokens, num_bytes, should_stop)
-        lane.eval_seconds += time.perf_counter() - started
-        return result
+        results = evaluate_split(self._model_of(lanes), tokens.to(self._device), num_bytes, should_stop)
+        eval_seconds = (time.perf_counter() - started) / len(lanes)
+        for lane in lanes:
+            lane.eval_seconds += eval_seconds
+        return None if results is None else dict(zip(lanes, results, strict=True))
 
-    def _empty_model(self, config: TrialConfig) -> MoETransformer:
-        """A model whose one lane is to be loaded."""
-        return MoETransformer(
-            [config],
+    def _model_of(self, lanes: list[Lane]) -> MoETransformer:
+        """A model of exactly these lanes: the one in training where no others are, else a copy."""
+        self._start(lanes)
+        if self._pack is not None and self._pack.lanes == lanes:
+            return self._pack.model
+        model = MoETransformer(
+            [lane.config for lane in lanes],
             self._tokens.vocab_size,
             device=self._device,
             dtype=self._dtype,
             expert_backend=self._expert_backend,
             initialized_lanes=(),
         )
+        for place, lane in enumerate(lanes):
+            assert lane.tensors is not None
+            model.load_lane(place, lane.tensors.parameters)
+        return model
 
     def _settle(self, lane: Lane) -> None:
         """Give a lane that trains no more tensors of its own, since its place in the pack will be another's."""

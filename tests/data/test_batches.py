@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesearch.data.batches import IGNORED_TARGET, BatchOrder, evaluation_batches, evaluation_windows
+from moesearch.data.batches import BatchOrder, evaluation_batches
 from moesearch.errors import CorpusError
 
 SEEDS = st.integers(0, 2**63 - 1)
@@ -66,28 +66,18 @@ def test_a_range_that_runs_backwards_is_an_error(first: int, last: int) -> None:
         BatchOrder(0, 100, 2, 8).window_starts_range(first, last)
 
 
-@given(num_tokens=st.integers(2, 200), context=st.integers(1, 60))
-def test_evaluation_predicts_every_token_but_the_first_once(num_tokens: int, context: int) -> None:
-    tokens = torch.arange(num_tokens)
-    inputs_WT, targets_WT = evaluation_batches(tokens, context)
-    assert inputs_WT.shape == targets_WT.shape == (len(evaluation_windows(num_tokens, context)), context)
-    is_real = targets_WT != IGNORED_TARGET
-    assert targets_WT[is_real].tolist() == list(range(1, num_tokens))
-    assert inputs_WT[is_real].tolist() == list(range(num_tokens - 1))
+@given(num_tokens=st.integers(2, 200), context=st.integers(1, 60), num_windows=st.integers(1, 5))
+def test_evaluation_predicts_every_token_but_the_first_once(num_tokens: int, context: int, num_windows: int) -> None:
+    batches = list(evaluation_batches(torch.arange(num_tokens), context, num_windows))
+    inputs, targets = (torch.cat([part.flatten() for part in parts]) for parts in zip(*batches, strict=True))
+    assert inputs.tolist() == list(range(num_tokens - 1))
+    assert targets.tolist() == list(range(1, num_tokens))
 
 
-@given(num_tokens=st.integers(2, 200), context=st.integers(1, 60))
-def test_only_the_end_of_the_last_evaluation_window_is_filled(num_tokens: int, context: int) -> None:
-    inputs_WT, targets_WT = evaluation_batches(torch.ones(num_tokens, dtype=torch.int64), context)
-    is_filled = targets_WT == IGNORED_TARGET
-    num_filled = int(is_filled.sum())
-    assert num_filled < context
-    assert is_filled.flatten()[targets_WT.numel() - num_filled :].all()
-    assert (inputs_WT[is_filled] == 0).all()
-
-
-@given(num_tokens=st.integers(2, 200), context=st.integers(1, 60))
-def test_evaluation_windows_start_where_their_inputs_do(num_tokens: int, context: int) -> None:
-    tokens = torch.arange(num_tokens)
-    inputs_WT, _ = evaluation_batches(tokens, context)
-    assert torch.equal(inputs_WT[:, 0], evaluation_windows(num_tokens, context))
+@given(num_tokens=st.integers(2, 200), context=st.integers(1, 60), num_windows=st.integers(1, 5))
+def test_evaluation_windows_are_whole_but_for_one_at_the_end(num_tokens: int, context: int, num_windows: int) -> None:
+    shapes = [tuple(inputs.shape) for inputs, _ in evaluation_batches(torch.arange(num_tokens), context, num_windows)]
+    num_short = (num_tokens - 1) % context
+    whole = [shape for shape in shapes if shape[1] == context]
+    assert shapes == whole + ([(1, num_short)] if num_short else [])
+    assert all(num == num_windows for num, _ in whole[:-1])

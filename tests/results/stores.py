@@ -24,7 +24,7 @@ from moesearch.model import cost
 from moesearch.results import records
 from moesearch.results.study import confirm_runs, read_study
 from moesearch.results.verdict import OpenedTest, decide
-from moesearch.training.points import EvalPoint
+from moesearch.training.points import EvalPoint, LayerHealth, RouterHealth
 
 VOCAB_SIZE = 65
 MILESTONES = 10
@@ -130,7 +130,7 @@ class StoreBuilder:
             points = [self._point(config, number, final, outcome) for number in range(1, milestone + 1)]
             values = {point.milestone: point.val_loss for point in points}
             for point in points:
-                record = {**asdict(point), "val_block_losses": ()}
+                record = asdict(point if point.is_last and outcome == "complete" else point.brief())
                 if point.is_last and outcome == "complete":
                     record["val_block_losses"] = [point.val_loss + 0.01 * block for block in range(-4, 5)]
                 system[f"{records.MILESTONE_PREFIX}{point.milestone:04d}"] = record
@@ -196,6 +196,7 @@ class StoreBuilder:
             train_seconds=flops / 2.0e10,
             eval_seconds=0.3 * milestone,
             is_diverged=outcome == "diverged" and milestone == MILESTONES,
+            router_health=_health(config.moe.num_experts, imbalance=0.5 * (1 - done)),
         )
 
     def _store(
@@ -238,6 +239,24 @@ class StoreBuilder:
             name = records.confirm_study_name(self.name)
             self.confirm_id = self.storage.create_new_study([StudyDirection.MINIMIZE], name)
         return self.confirm_id
+
+
+def _health(num_experts: int, imbalance: float) -> RouterHealth:
+    """Two layers alike, whose first expert has this much more than its fair share."""
+    fair = 1 / num_experts
+    rest = (1 - fair * (1 + imbalance)) / (num_experts - 1)
+    layer = LayerHealth(
+        load=(fair * (1 + imbalance), *[rest] * (num_experts - 1)),
+        load_entropy=1 - 0.1 * imbalance,
+        max_vio=imbalance,
+        dead_experts=0,
+        dropped_fraction=0.0,
+        router_entropy=math.log(num_experts) / 2,
+        top1_probability=0.5,
+        router_logit_rms=1.0,
+        bias_range=0.0,
+    )
+    return RouterHealth.of([layer, layer])
 
 
 def _distribution(knob: Knob) -> BaseDistribution:

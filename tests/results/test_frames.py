@@ -3,7 +3,9 @@ from time import perf_counter
 import numpy as np
 import pytest
 
+from moesearch.config.quantities import ROUTER_QUANTITIES
 from moesearch.results.frames import curves_frame, frame_of_curves, frame_of_trials, trials_frame
+from moesearch.results.records import MILESTONE_PREFIX
 from moesearch.results.study import read_study
 from tests.results.stores import BASE_PARAMS, LEADERS, MILESTONES, StoreBuilder, finished_study
 
@@ -81,3 +83,24 @@ def test_ten_thousand_trials_are_read_in_seconds() -> None:
     frame_of_trials(trials, tuple(BASE_PARAMS))
     frame_of_curves(trials)
     assert perf_counter() - started < 10
+
+
+def test_a_curve_says_how_the_routers_are() -> None:
+    builder = StoreBuilder()
+    builder.add()
+    frame = curves_frame(builder.storage, "experts_topk")
+    assert list(frame.columns[-len(ROUTER_QUANTITIES) :]) == list(ROUTER_QUANTITIES)
+    assert frame["max_vio"].is_monotonic_decreasing
+    assert frame["max_vio"].iloc[-1] == 0
+
+
+def test_a_curve_of_before_there_was_router_health_has_none() -> None:
+    builder = StoreBuilder()
+    builder.add()
+    (trial,) = builder.storage.get_all_trials(builder.study_id)
+    for name, record in trial.system_attrs.items():
+        if name.startswith(MILESTONE_PREFIX):
+            del record["router_health"]
+    frame = frame_of_curves([trial])
+    assert frame[list(ROUTER_QUANTITIES)].isna().all(axis=None)
+    assert frame["val_loss"].notna().all()

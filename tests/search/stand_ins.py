@@ -138,7 +138,7 @@ class JsonCheckpoints:
         path = self.folder / f"{key}.json"
         if not path.exists():
             return None
-        return TableCheckpoint(tuple(EvalPoint(**record) for record in json.loads(path.read_text())))
+        return TableCheckpoint(tuple(map(EvalPoint.from_record, json.loads(path.read_text()))))
 
     def delete(self, key: str) -> None:
         (self.folder / f"{key}.json").unlink(missing_ok=True)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from moesearch.model.transformer import MoETransformer
+from moesearch.model.transformer import MoETransformer, select_lane
 from moesearch.training.evaluation import batch_windows, evaluate_split, never, summarize
 from tests.training.tiny import RANDOM, TOKENS, stop_after, trainer_of, trial
 
@@ -26,7 +26,7 @@ def test_every_token_but_the_first_is_predicted_from_its_window_alone() -> None:
     result = evaluate_split(net, TOKENS.val, TOKENS.val_bytes)
     assert result is not None
     assert len(torch.cat(expected)) == len(TOKENS.val) - 1
-    assert result.loss == pytest.approx(float(torch.cat(expected).mean()), abs=1e-6)
+    assert result[0].loss == pytest.approx(float(torch.cat(expected).mean()), abs=1e-6)
 
 
 def test_two_evaluations_of_one_model_are_bit_equal() -> None:
@@ -34,11 +34,19 @@ def test_two_evaluations_of_one_model_are_bit_equal() -> None:
     assert evaluate_split(net, TOKENS.val, 1) == evaluate_split(net, TOKENS.val, 1)
 
 
-def test_an_evaluation_does_not_depend_on_the_lanes_beside() -> None:
-    config = trial(RANDOM, seed=5)
-    alone = trainer_of(config).evaluate(0, "val")
-    beside = trainer_of(trial({"moe.num_experts": 7}), config, trial({"moe.top_k": 1})).evaluate(1, "val")
-    assert alone == beside
+def test_lanes_that_are_evaluated_together_get_the_numbers_that_they_get_alone() -> None:
+    configs = [trial({"moe.num_experts": 7}), trial(RANDOM, seed=5), trial({"moe.top_k": 1})]
+    net = MoETransformer(configs, TOKENS.vocab_size)
+    together = evaluate_split(net, TOKENS.val, TOKENS.val_bytes)
+    assert together is not None
+    for lane, result in enumerate(together):
+        alone = evaluate_split(select_lane(net, lane), TOKENS.val, TOKENS.val_bytes)
+        assert alone is not None
+        assert result.loss == pytest.approx(alone[0].loss, abs=1e-6)
+        assert result.block_losses == pytest.approx(alone[0].block_losses, abs=1e-5)
+        assert result.router_health is not None
+        assert alone[0].router_health is not None
+        assert result.router_health.summary() == pytest.approx(alone[0].router_health.summary(), abs=1e-5)
 
 
 def test_each_split_is_read_on_its_own() -> None:
@@ -83,5 +91,5 @@ def test_an_evaluation_that_is_told_to_stop_gives_nothing() -> None:
 
 def test_the_memory_of_the_logits_is_bounded_for_large_vocabularies() -> None:
     cpu = torch.device("cpu")
-    assert batch_windows(32, 10**6, cpu) * 32 * 10**6 * 4 <= 256 * 2**20
-    assert batch_windows(1_000_000, 10**6, cpu) == 1
+    assert batch_windows(4, 32, 10**5, cpu) * 4 * 32 * 10**5 * 4 <= 256 * 2**20
+    assert batch_windows(1, 1_000_000, 10**6, cpu) == 1

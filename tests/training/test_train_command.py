@@ -61,7 +61,7 @@ def test_it_prints_one_json_object_per_milestone(config: Path, capsys: pytest.Ca
     assert main([str(config), "--json"]) == 0
     points = json_lines(capsys.readouterr().out)
     assert [point["step"] for point in points] == [4, 8, 12]
-    assert {"tokens", "train_loss", "val_loss", "val_bpb", "train_seconds"} <= points[0].keys()
+    assert {"tokens", "train_loss", "val_loss", "val_bpb", "train_seconds", "load_entropy"} <= points[0].keys()
 
 
 def test_it_writes_weights_configuration_tokenizer_curve_and_text(
@@ -76,9 +76,11 @@ def test_it_writes_weights_configuration_tokenizer_curve_and_text(
     rows = list(csv.DictReader((out / "curves.csv").read_text().splitlines()))
     model = MoETransformer([trial], tokens.vocab_size)
     model.load_lane(0, safetensors.torch.load_file(out / "model.safetensors"))
-    loss = evaluate_split(model, tokens.val, tokens.val_bytes)
-    assert loss is not None
-    assert [float(row["val_loss"]) for row in rows][-1] == loss.loss
+    results = evaluate_split(model, tokens.val, tokens.val_bytes)
+    assert results is not None
+    assert float(rows[-1]["val_loss"]) == results[0].loss
+    assert results[0].router_health is not None
+    assert float(rows[-1]["max_vio"]) == results[0].router_health.max_vio
     assert (out / "sample.txt").read_text() in capsys.readouterr().out
 
 
