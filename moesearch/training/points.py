@@ -20,7 +20,7 @@ class LayerHealth:
     load: tuple[float, ...] = field(repr=False)
     """Fraction of the layer's routed slots (token, rank) that chose each expert; sums to 1."""
     load_entropy: float
-    """Entropy of the load over log E: 1 at perfect balance, 0 where one expert has all; 1 for a single expert."""
+    """Entropy of the load over log E: 1 at perfect balance, 0 where one expert has all."""
     max_vio: float
     """Load of the busiest expert over its fair share, minus 1 (Wang et al. 2024, "MaxVio"): 0 at perfect balance."""
     dead_experts: int

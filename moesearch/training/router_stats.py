@@ -54,7 +54,7 @@ class RouterStats:
         self._sums_LRA = batch_LRA.double() if self._sums_LRA is None else self._sums_LRA.add_(batch_LRA)
 
     def read(self, num_experts: Sequence[int]) -> list[RouterHealth | None]:
-        """The health of each lane's routers, given its number of experts; None in a model without routers.
+        """The health of each lane's routers, given its number of experts; None for one expert, which takes no router.
 
         The one place that waits for the device.
         """
@@ -62,7 +62,7 @@ class RouterStats:
             return [None] * len(num_experts)
         lanes = self._sums_LRA.transpose(0, 1).tolist()
         return [
-            RouterHealth.of([_layer_health(sums, count, self._num_tokens) for sums in layers])
+            None if count == 1 else RouterHealth.of([_layer_health(sums, count, self._num_tokens) for sums in layers])
             for layers, count in zip(lanes, num_experts, strict=True)
         ]
 
@@ -88,6 +88,4 @@ def _layer_health(sums: Sequence[float], num_experts: int, num_tokens: int) -> L
 
 def _relative_entropy(load: Sequence[float]) -> float:
     """Entropy of a distribution over the largest that it could have."""
-    if len(load) == 1:
-        return 1.0
     return sum(-share * math.log(share) for share in load if share > 0) / math.log(len(load))

@@ -67,11 +67,6 @@ def test_an_expert_is_dead_below_a_hundredth_of_its_fair_share() -> None:
     assert health(one_hot([0] * 996 + [1] * 4, 2)).dead_experts == 1
 
 
-def test_a_single_expert_is_in_balance() -> None:
-    found = health(torch.zeros(3, 1))
-    assert (found.load_entropy, found.max_vio, found.dead_experts) == (1, 0, 0)
-
-
 def test_a_router_that_does_not_care_has_the_largest_entropy() -> None:
     found = health(torch.zeros(6, 4))
     assert found.router_entropy == pytest.approx(math.log(4))
@@ -123,10 +118,12 @@ def test_the_summary_shows_the_worst_layer_and_adds_up_the_dead() -> None:
     assert found.router_entropy == pytest.approx((first + second + third) / 3)
 
 
-def test_a_model_without_routers_has_no_router_health() -> None:
-    stats = RouterStats()
-    stats.add([])
-    assert stats.read((4, 4)) == [None, None]
+def test_a_dense_lane_has_no_router_health_alone_or_beside_others() -> None:
+    dense, sparse = trial({"moe.num_experts": 1, "moe.top_k": 1}), trial()
+    assert trainer_of(dense).evaluate(0, "val").router_health is None
+    ((_, beside), (_, other)) = trainer_of(dense, sparse).advance()
+    assert beside.router_health is None
+    assert other.router_health is not None
 
 
 def test_every_milestone_has_the_health_of_every_layer() -> None:
