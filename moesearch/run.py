@@ -200,8 +200,8 @@ def _label(params: dict[str, Any]) -> str:
 
 def _snapshot(progress: Progress, num_workers: int) -> terminal.Snapshot:
     """What the display shows, from what the store says."""
+    from moesearch.results.continuations import is_finished, one_record_each
     from moesearch.results.records import EVAL_SECONDS, TRAIN_SECONDS
-    from moesearch.search.claims import is_finished
     from moesearch.terminal import Leader, RunningTrial, Snapshot, estimate_seconds_left
 
     config = progress.config
@@ -216,7 +216,7 @@ def _snapshot(progress: Progress, num_workers: int) -> terminal.Snapshot:
         )
         for trial in progress.running
     )
-    ended = [trial for trial in (*progress.search, *progress.confirm) if is_finished(trial)]
+    ended = [trial for trial in (*one_record_each(progress.search), *progress.confirm) if is_finished(trial)]
     num_confirm_runs = len(progress.confirm) or config.confirm.top * config.confirm.seeds
     to_do = config.num_trials - progress.num_finished + num_confirm_runs - progress.num_confirmed - len(running)
     return Snapshot(

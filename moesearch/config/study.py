@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -26,14 +27,54 @@ class SamplerConfig(Section):
 
 
 class PrunerConfig(Section):
-    """Who stops a trial early; always on ``val_loss`` at equal milestones."""
+    """Who stops a trial early; always by the first objective's curve, at equal milestones."""
 
-    type: Literal["median", "none"] = "median"
-    """``median`` stops a trial that is worse than the median of the others at its milestone (Golovin et al. 2017)."""
+    type: Literal["median", "percentile", "patient", "threshold", "hyperband", "wilcoxon", "asha", "none"] = "median"
+    """``median`` stops a trial that is worse than the median of the others at its milestone (Golovin et al. 2017),
+    ``percentile`` one that is not among their best ``keep_percent``, ``patient`` one that has not improved for
+    ``patience`` milestones, ``threshold`` one above ``upper``, ``wilcoxon`` one whose curve is worse than the best
+    trial's by a signed-rank test, ``hyperband`` all but the best at rungs of several spacings (Li et al. 2018).
+    ``asha`` stops all but the best 1/eta at each rung, keeps their checkpoints, and continues a stopped trial once it
+    is among the best of its rung (Li et al. 2020; docs/decisions/0010-asha-promotion.md)."""
     warmup_milestones: Annotated[int, Field(ge=0, le=10_000), WHOLE] = 2
-    """Milestones of each trial before it can be pruned."""
+    """Milestones of each trial before it can be stopped: ``median``, ``percentile``, ``threshold``, ``wilcoxon``."""
     warmup_trials: Annotated[int, Field(ge=0, le=1_000_000), WHOLE] = 5
-    """Finished trials before any trial can be pruned."""
+    """Complete trials before any trial can be stopped: ``median``, ``percentile``."""
+    keep_percent: Annotated[float, Field(gt=0, lt=100)] = 25.0
+    """``percentile``: share of trials that go on at each milestone, in percent."""
+    patience: Annotated[int, Field(ge=0, le=10_000), WHOLE] = 2
+    """``patient``: milestones without improvement that a trial is granted."""
+    min_delta: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """``patient``: a change below this is no improvement, in units of the objective."""
+    upper: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """``threshold``: value of the curve above which a trial is stopped."""
+    p: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """``wilcoxon``: a trial is stopped where the test's p-value is below this. Five milestones can show 0.03."""
+    eta: Annotated[int, Field(ge=2, le=100), WHOLE] = 3
+    """``asha``, ``hyperband``: one trial in ``eta`` goes on at each rung."""
+    first_rung: Annotated[int, Field(ge=1, le=10_000), WHOLE] = 1
+    """``asha``, ``hyperband``: milestone of the first rung; the next ones are at ``eta`` times the one before."""
+
+    def broken_rules(self) -> Iterator[tuple[str, str]]:
+        read = _READ_BY_PRUNER[self.type]
+        for name, field in type(self).model_fields.items():
+            if name not in ("type", *read) and getattr(self, name) != field.default:
+                takes = f"it takes {', '.join(read)}" if read else "it takes no other field"
+                yield "", f"type {self.type} does not read {name} ({getattr(self, name)}); {takes}"
+        if self.type == "threshold" and self.upper is None:
+            yield "", "type threshold needs upper, the value of the curve above which a trial is stopped"
+
+
+_READ_BY_PRUNER = {
+    "median": ("warmup_milestones", "warmup_trials"),
+    "percentile": ("keep_percent", "warmup_milestones", "warmup_trials"),
+    "patient": ("patience", "min_delta"),
+    "threshold": ("upper", "warmup_milestones"),
+    "hyperband": ("eta", "first_rung"),
+    "wilcoxon": ("p", "warmup_milestones"),
+    "asha": ("eta", "first_rung"),
+    "none": (),
+}
 
 
 class ConfirmConfig(Section):
@@ -95,3 +136,8 @@ class StudyConfig(Section):
     """Configurations to try first, in this order: dotted path -> value."""
     confirm: ConfirmConfig = ConfirmConfig()
     run: RunConfig = RunConfig()
+
+    def broken_rules(self) -> Iterator[tuple[str, str]]:
+        pruner, milestones = self.pruner, self.base.budget.milestones
+        if pruner.type in ("asha", "hyperband") and pruner.first_rung >= milestones:
+            yield "pruner", f"first_rung ({pruner.first_rung}) must be below base.budget.milestones ({milestones})"

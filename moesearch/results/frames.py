@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from moesearch.config.labels import config_label
 from moesearch.config.quantities import ROUTER_QUANTITIES
 from moesearch.results import records
+from moesearch.results.continuations import one_record_each
 
 CURVE_FIELDS = (
     "milestone",
@@ -107,14 +108,20 @@ def curves_frame(storage: BaseStorage, study_name: str) -> pd.DataFrame:
 
 
 def frame_of_trials(trials: Sequence[FrozenTrial], knobs: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of ``trials_frame``. ``knobs`` are columns even if no trial has them yet."""
+    """The rows of ``trials_frame``. ``knobs`` are columns even if no trial has them yet.
+
+    A trial that was stopped and promoted is one row, under the number of its last record.
+    """
+    trials = one_record_each(trials)
     paths = tuple(dict.fromkeys([*knobs, *(path for trial in trials for path in trial.params)]))
     return _frame([*LEADING_COLUMNS, *paths, *TRAILING_COLUMNS], [_trial_row(trial, paths) for trial in trials])
 
 
 def frame_of_curves(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
     """The rows of ``curves_frame``."""
-    return _frame(CURVE_COLUMNS, [(trial.number, *point) for trial in trials for point in _curve(trial)])
+    return _frame(
+        CURVE_COLUMNS, [(trial.number, *point) for trial in one_record_each(trials) for point in _curve(trial)]
+    )
 
 
 def outcome_of(trial: FrozenTrial) -> str:
@@ -211,9 +218,9 @@ def _trial_row(trial: FrozenTrial, paths: Sequence[str]) -> tuple[Any, ...]:
 
 def _curve(trial: FrozenTrial) -> Iterator[tuple[Any, ...]]:
     for milestone, val_loss in sorted(trial.intermediate_values.items()):
-        # A curve inherited from the trial that this one continues has losses alone.
-        inherited = {"milestone": milestone, "val_loss": val_loss}
-        point = trial.system_attrs.get(f"{records.MILESTONE_PREFIX}{milestone:04d}", inherited)
+        # Written by another tool, a curve has losses alone.
+        bare = {"milestone": milestone, "val_loss": val_loss}
+        point = trial.system_attrs.get(f"{records.MILESTONE_PREFIX}{milestone:04d}", bare)
         health = point.get("router_health") or {}
         yield (*(point.get(field) for field in CURVE_FIELDS), *(health.get(name) for name in ROUTER_QUANTITIES))
 

@@ -31,10 +31,27 @@ TrialPhase = Literal["search", "confirm"]
 
 # The count of a study's trials by state and outcome, without loading one of them: of 10,000 trials that takes seconds.
 _COUNTS = sqlalchemy.text(
-    "SELECT trials.study_id, trials.state, outcomes.value_json, COUNT(*) FROM trials LEFT JOIN trial_user_attributes "
-    "AS outcomes ON outcomes.trial_id = trials.trial_id AND outcomes.key = :outcome "
-    "GROUP BY trials.study_id, trials.state, outcomes.value_json"
+    "SELECT trials.study_id, trials.state, outcomes.value_json, continues.key, COUNT(*) FROM trials "
+    "LEFT JOIN trial_user_attributes AS outcomes ON outcomes.trial_id = trials.trial_id AND outcomes.key = :outcome "
+    "LEFT JOIN trial_system_attributes AS continues "
+    "ON continues.trial_id = trials.trial_id AND continues.key = :continues "
+    "GROUP BY trials.study_id, trials.state, outcomes.value_json, continues.key"
 )
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What is counted of a record."""
+
+    state: TrialState
+    outcome: str | None
+    is_continuation: bool
+    """Whether it goes on with a trial that was stopped before, which is counted there."""
+
+    @property
+    def is_done(self) -> bool:
+        has_ended_well = self.outcome is None or self.outcome in records.FINISHED_OUTCOMES
+        return has_ended_well and self.state in (TrialState.COMPLETE, TrialState.PRUNED)
 
 
 @dataclass(frozen=True)
@@ -165,13 +182,14 @@ def _overviews(storage: RDBStorage) -> Iterator[StudyOverview]:
             yield _overview(storage, name, study_id, confirm_id, attrs, counts)
 
 
-def _counts(storage: RDBStorage) -> Mapping[int, Counter[tuple[TrialState, str | None]]]:
-    """Study id -> how many trials have this state and this outcome."""
-    counts: dict[int, Counter[tuple[TrialState, str | None]]] = {}
+def _counts(storage: RDBStorage) -> Mapping[int, Counter[_Kind]]:
+    """Study id -> how many records there are of each kind."""
+    counts: dict[int, Counter[_Kind]] = {}
+    names = {"outcome": records.OUTCOME, "continues": records.CONTINUES}
     with storage.engine.connect() as connection:
-        for study_id, state, outcome, count in connection.execute(_COUNTS, {"outcome": records.OUTCOME}):
-            key = (TrialState[state], None if outcome is None else json.loads(outcome))
-            counts.setdefault(study_id, Counter())[key] += count
+        for study_id, state, outcome, continues, count in connection.execute(_COUNTS, names):
+            kind = _Kind(TrialState[state], None if outcome is None else json.loads(outcome), continues is not None)
+            counts.setdefault(study_id, Counter())[kind] += count
     return counts
 
 
@@ -181,17 +199,15 @@ def _overview(
     study_id: int,
     confirm_id: int | None,
     attrs: Mapping[str, Any],
-    counts: Mapping[int, Counter[tuple[TrialState, str | None]]],
+    counts: Mapping[int, Counter[_Kind]],
 ) -> StudyOverview:
     config = attrs[records.STUDY_CONFIG]
     search = counts.get(study_id, Counter())
     confirm = Counter() if confirm_id is None else counts.get(confirm_id, Counter())
-    complete, pruned = (
-        sum(search[state, outcome] for outcome in (None, *records.FINISHED_OUTCOMES))
-        for state in (TrialState.COMPLETE, TrialState.PRUNED)
-    )
-    infeasible = sum(count for (_, outcome), count in search.items() if outcome == "infeasible")
-    ended = sum(count for (state, _), count in search.items() if state.is_finished())
+    finished = sum(count for kind, count in search.items() if kind.is_done and not kind.is_continuation)
+    complete = sum(count for kind, count in search.items() if kind.is_done and kind.state is TrialState.COMPLETE)
+    infeasible = sum(count for kind, count in search.items() if kind.outcome == "infeasible")
+    void = sum(count for kind, count in search.items() if kind.state.is_finished() and not kind.is_done)
     best = storage.get_best_trial(study_id) if complete else None
     milestones = config["base"]["budget"]["milestones"]
     running = [*_running(storage, study_id, "search", milestones)]
@@ -202,10 +218,10 @@ def _overview(
         objective=config["objective"],
         num_trials=config["num_trials"],
         complete=complete,
-        pruned=pruned,
+        pruned=finished - complete,
         infeasible=infeasible,
-        failed=ended - complete - pruned - infeasible,
-        confirmed=sum(count for (state, _), count in confirm.items() if state.is_finished()),
+        failed=void - infeasible,
+        confirmed=sum(count for kind, count in confirm.items() if kind.state.is_finished()),
         num_confirm_runs=confirm.total() or config["confirm"]["top"] * config["confirm"]["seeds"],
         is_confirmed=config["confirm"]["top"] == 0 or records.VERDICT in attrs,
         has_open_session=_has_open_session(attrs),

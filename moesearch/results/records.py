@@ -24,8 +24,9 @@ REASON = "reason"
 MLFLOW_RUN_ID = "mlflow_run_id"
 WORKER = "worker"
 
-Outcome = Literal["complete", "pruned", "diverged", "infeasible", "out_of_memory", "error", "lost"]
-FINISHED_OUTCOMES: tuple[Outcome, ...] = ("complete", "pruned")
+Outcome = Literal["complete", "pruned", "violated", "diverged", "infeasible", "out_of_memory", "error", "lost"]
+"""``violated``: trained, and stopped or ended with a violated constraint of the study file."""
+FINISHED_OUTCOMES: tuple[Outcome, ...] = ("complete", "pruned", "violated")
 """The outcomes that count against num_trials."""
 
 # System attributes of a trial.
@@ -35,6 +36,9 @@ MILESTONE_PREFIX = "moesearch:milestone:"
 """+ four digits of the milestone: the EvalPoint as JSON values."""
 FAMILY = "moesearch:family"
 """Values of the shape knobs that a proposal was asked to have, so that it can train beside others."""
+CONTINUES = "moesearch:continues"
+"""``number`` and ``milestone`` of the stopped trial that this record goes on with. It is the same trial, and counts as
+one: its fingerprint, replicate, seed and curve are inherited."""
 DEATHS = "moesearch:deaths"
 """``milestone`` and ``count``: how many workers died on this trial since that milestone."""
 

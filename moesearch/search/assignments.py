@@ -44,11 +44,16 @@ class Assignment:
 
     @property
     def checkpoint_key(self) -> str:
-        return f"{self.fingerprint}-{self.replicate}"
+        return checkpoint_key(self.fingerprint, self.replicate)
 
     @property
     def last_milestone(self) -> int:
         return 0 if self.last_point is None else self.last_point.milestone
+
+
+def checkpoint_key(fingerprint: str, replicate: int) -> str:
+    """Names the checkpoints of a trial through all its records."""
+    return f"{fingerprint}-{replicate}"
 
 
 def next_assignment(claims: Claims, config: StudyConfig, family: Family | None = None) -> Assignment | None:

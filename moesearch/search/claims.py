@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -25,8 +25,10 @@ from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.errors import LostTrialError
-from moesearch.results.records import DEATHS, FAMILY, FINISHED_OUTCOMES, OUTCOME, REASON, WORKER
+from moesearch.results.continuations import counts, is_continuation, is_void, key_of
+from moesearch.results.records import CONTINUES, DEATHS, FAMILY, OUTCOME, REASON, WORKER
 from moesearch.search.families import Family, is_of
+from moesearch.search.pruning import halving_in
 
 MAX_DEATHS = 5
 """Workers that may die on a trial, without a new milestone in between, before it is given up."""
@@ -60,18 +62,6 @@ def _is_waiting_in(family: Family | None, trial: FrozenTrial) -> bool:
     return trial.state is TrialState.WAITING and (family is None or is_of(fixed_params(trial), family))
 
 
-def is_void(trial: FrozenTrial) -> bool:
-    """Whether the trial has ended in a way that does not count: failed, infeasible, diverged, out of memory."""
-    return trial.state.is_finished() and not is_finished(trial)
-
-
-def is_finished(trial: FrozenTrial) -> bool:
-    """Whether the trial counts as done: complete, or pruned by the pruner."""
-    if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
-        return False
-    return trial.user_attrs.get(OUTCOME, "complete") in FINISHED_OUTCOMES
-
-
 @contextmanager
 def fenced(trial: optuna.Trial) -> Iterator[None]:
     """Turn Optuna's refusal to write to a trial that was taken over into LostTrialError."""
@@ -101,23 +91,26 @@ class Claims:
     def claim(self, family: Family | None = None) -> optuna.Trial | None:
         """Take the first trial that waits, or make one if the budget has room. To be called under the lock.
 
-        With a family, only trials of it are taken, and one that is made asks the sampler to propose of it.
+        A stopped trial that is to be promoted comes before a new one. With a family, only trials of it are taken, and
+        one that is made asks the sampler to propose of it.
         """
         trials = self.study.get_trials(deepcopy=False)
-        waiting = next((trial for trial in trials if _is_waiting_in(family, trial)), None)
-        expected = len(trials) if waiting is None else waiting.number
-        if not self._has_room(trials, expected):
+        waiting = [trial for trial in trials if _is_waiting_in(family, trial)]
+        for trial in waiting:
+            if is_continuation(trial) or self._has_room(trials, trial.number):
+                return self._take(trial)
+        stopped = self._next_promotion(trials, family)
+        if stopped is not None:
+            return self._continue(stopped)
+        expected = len(trials)
+        if self.num_trials is None or waiting or not self._has_room(trials, expected):
             return None
-        if waiting is not None:
-            return self._take(waiting)
-        if self.num_trials is None:
-            return None
-        trial = self._make(family)
+        made = self._make(family)
         # Another host may have made one at the same moment; the trial's number says who came first.
-        if trial.number != expected and not self._has_room(self.study.get_trials(deepcopy=False), trial.number):
-            self.give_back(trial)
+        if made.number != expected and not self._has_room(self.study.get_trials(deepcopy=False), made.number):
+            self.give_back(made)
             return None
-        return trial
+        return made
 
     # The next two are what `Study.ask` does, which takes any trial that waits, and knows of no families.
 
@@ -145,6 +138,31 @@ class Claims:
         self.storage.record_heartbeat(trial_id)
         return self._open(trial_id)
 
+    def _next_promotion(self, trials: Sequence[FrozenTrial], family: Family | None = None) -> FrozenTrial | None:
+        halving = halving_in(self.study)
+        if halving is None:
+            return None
+        return halving.next_promotion(
+            trials,
+            is_growing=self._has_room(trials, len(trials)),
+            admits=lambda trial: family is None or is_of(trial.params, family),
+        )
+
+    def _continue(self, stopped: FrozenTrial) -> optuna.Trial | None:
+        """A record that goes on with a stopped trial, running; None if a worker of another host was faster."""
+        source = {"number": stopped.number, "milestone": stopped.last_step}
+        template = copy_of(stopped, TrialState.RUNNING, {WORKER: self.worker}, {CONTINUES: source})
+        trial_id = self.storage.create_new_trial(self.study._study_id, template)
+        self.storage.record_heartbeat(trial_id)
+        trial = self._open(trial_id)
+        rivals = self.study.get_trials(deepcopy=False)[stopped.number + 1 : trial.number]
+        if any(key_of(rival) == key_of(stopped) and rival.state is not TrialState.FAIL for rival in rivals):
+            trial.set_user_attr(OUTCOME, "lost")
+            trial.set_user_attr(REASON, f"another host goes on with trial {stopped.number}")
+            self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+            return None
+        return trial
+
     def _open(self, trial_id: int) -> optuna.Trial:
         self.study._thread_local.cached_all_trials = None  # samplers and pruners read the store once per trial
         return optuna.Trial(self.study, trial_id)
@@ -152,14 +170,17 @@ class Claims:
     def _has_room(self, trials: Sequence[FrozenTrial], number: int) -> bool:
         if self.num_trials is None:
             return True
-        return sum(trial.number < number and not is_void(trial) for trial in trials) < self.num_trials
+        ahead = (trial for trial in trials if trial.number < number)
+        return sum(not is_void(trial) and not is_continuation(trial) for trial in ahead) < self.num_trials
 
     def is_over(self) -> bool:
         """Whether nothing is left to do for anyone: the budget is spent, or the queue worked off."""
         trials = self.study.get_trials(deepcopy=False)
         if self.num_trials is None:
             return all(trial.state.is_finished() for trial in trials)
-        return sum(map(is_finished, trials)) >= self.num_trials
+        if sum(map(counts, trials)) < self.num_trials or self._next_promotion(trials) is not None:
+            return False
+        return not any(is_continuation(trial) and not trial.state.is_finished() for trial in trials)
 
     def give_back(self, trial: optuna.Trial) -> None:
         """Let another worker, or a later run, continue the trial: same number, parameters and curve."""
@@ -231,15 +252,21 @@ def requeue_stale(study: optuna.Study, trial: FrozenTrial) -> None:
     deaths = deaths_with_this_one(trial)
     if deaths["count"] >= MAX_DEATHS:
         return
-    study.add_trial(
-        optuna.create_trial(
-            state=TrialState.WAITING,
-            params=trial.params,
-            distributions=trial.distributions,
-            user_attrs={name: value for name, value in trial.user_attrs.items() if name not in _COPIED_NOT},
-            system_attrs={**trial.system_attrs, DEATHS: deaths},
-            intermediate_values=trial.intermediate_values,
-        )
+    study.add_trial(copy_of(trial, TrialState.WAITING, {}, {DEATHS: deaths}))
+
+
+def copy_of(
+    trial: FrozenTrial, state: TrialState, user_attrs: Mapping[str, Any], system_attrs: Mapping[str, Any]
+) -> FrozenTrial:
+    """A record that goes on where another one of the same trial ends: its parameters, seed, configuration and curve."""
+    inherited = {name: value for name, value in trial.user_attrs.items() if name not in _COPIED_NOT}
+    return optuna.create_trial(
+        state=state,
+        params=trial.params,
+        distributions=trial.distributions,
+        user_attrs={**inherited, **user_attrs},
+        system_attrs={**trial.system_attrs, **system_attrs},
+        intermediate_values=trial.intermediate_values,
     )
 
 

@@ -19,9 +19,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.resolve import derive_seed, resolve
 from moesearch.config.study import StudyConfig
+from moesearch.results.continuations import is_finished
 from moesearch.results.records import CONFIG, FINGERPRINT, REPLICATE, SEED, VERDICT, confirm_study_name
 from moesearch.results.verdict import OpenedTest, Verdict
-from moesearch.search.claims import is_finished
 from moesearch.search.storage import store_lock
 
 MAX_ATTEMPTS = 3

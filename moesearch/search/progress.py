@@ -10,8 +10,8 @@ from typing import Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.study import StudyConfig
+from moesearch.results.continuations import counts, is_finished, is_void
 from moesearch.results.records import OUTCOME, REASON
-from moesearch.search.claims import is_finished, is_void
 
 MIN_FAILURES = 10
 """Failures before a study can be called hopeless."""
@@ -32,7 +32,8 @@ class Progress:
 
     @property
     def phase(self) -> Literal["search", "confirm", "report"]:
-        if self.num_finished < self.config.num_trials:
+        is_promoting = any(trial.state is TrialState.RUNNING for trial in self.search)
+        if self.num_finished < self.config.num_trials or is_promoting:
             return "search"
         is_confirmed = bool(self.confirm) and self.num_confirmed == len(self.confirm)
         return "report" if is_confirmed or self.config.confirm.top == 0 else "confirm"
@@ -45,12 +46,13 @@ class Progress:
 
     @property
     def num_pruned(self) -> int:
-        return sum(is_finished(trial) and trial.state is TrialState.PRUNED for trial in self.search)
+        """Those that may be promoted yet, or are just continued, included."""
+        return self.num_finished - sum(trial.state is TrialState.COMPLETE for trial in self.search)
 
     @property
     def num_finished(self) -> int:
         """Trials that count against the budget."""
-        return len(self.complete) + self.num_pruned
+        return sum(map(counts, self.search))
 
     @property
     def num_infeasible(self) -> int:

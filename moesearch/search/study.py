@@ -43,7 +43,13 @@ def open_study(
             names.discard(config.name)
         if config.name in names:
             _compare(config, storage)
-        study = optuna.create_study(storage=storage, study_name=config.name, direction="minimize", load_if_exists=True)
+        study = optuna.create_study(
+            storage=storage,
+            study_name=config.name,
+            pruner=make_pruner(config),
+            direction="minimize",
+            load_if_exists=True,
+        )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             study.set_metric_names([config.objective])
@@ -56,7 +62,7 @@ def open_study(
 def join_study(config: StudyConfig, storage: RDBStorage) -> optuna.Study:
     """The stored study with the sampler and the pruner of its file, for a worker."""
     return optuna.load_study(
-        study_name=config.name, storage=storage, sampler=make_sampler(config), pruner=make_pruner(config.pruner)
+        study_name=config.name, storage=storage, sampler=make_sampler(config), pruner=make_pruner(config)
     )
 
 

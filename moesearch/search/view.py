@@ -11,6 +11,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.errors import TrackingError
+from moesearch.results.continuations import one_record_each
 from moesearch.results.records import MLFLOW_RUN_ID, OUTCOME, Outcome
 from moesearch.search.assignments import Assignment
 from moesearch.search.claims import fenced
@@ -108,7 +109,7 @@ def reconcile(tracker: MLflowTracker, trials: Iterable[FrozenTrial]) -> None:
     """
     running = tracker.running_runs()
     live: set[str] = set()
-    for trial in trials:
+    for trial in one_record_each(tuple(trials)):
         run_id = trial.user_attrs.get(MLFLOW_RUN_ID)
         if run_id not in running:
             continue

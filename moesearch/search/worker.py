@@ -12,15 +12,19 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from threading import Event
 
+from optuna.trial import TrialState
+
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import CheckpointError, LostTrialError
-from moesearch.results.records import EVAL_SECONDS, MILESTONE_PREFIX, TRAIN_SECONDS, Outcome
-from moesearch.search.assignments import Assignment, finish, next_assignment, objective_value
+from moesearch.results.continuations import latest_records
+from moesearch.results.records import EVAL_SECONDS, FINGERPRINT, MILESTONE_PREFIX, REPLICATE, TRAIN_SECONDS, Outcome
+from moesearch.search.assignments import Assignment, checkpoint_key, finish, next_assignment, objective_value
 from moesearch.search.claims import Claims, Heartbeat, fenced
 from moesearch.search.crowd import Crowd
 from moesearch.search.families import Visit, shape_knobs
 from moesearch.search.progress import hopeless
+from moesearch.search.pruning import halving_in, should_prune
 from moesearch.search.seams import Checkpoint, Checkpoints, Trainer
 from moesearch.search.view import RunView
 from moesearch.training.points import EvalPoint
@@ -68,6 +72,7 @@ def run_worker(job: Job, trainer: Trainer[Checkpoint], checkpoints: Checkpoints[
             for lane, point in worker.advance():
                 worker.report(lane, point)
         worker.pause()
+        worker.tidy()
 
 
 class _Worker:
@@ -84,6 +89,7 @@ class _Worker:
         self.runs: dict[int, _Run] = {}
         self.checkpoint_seconds = 0.0
         """What writing the last checkpoint took; the first one shows it."""
+        self.halving = halving_in(self.study)
         self.crowd = Crowd(len(trainer.free_lanes))
         self.visit = self._new_visit()
 
@@ -182,12 +188,16 @@ class _Worker:
             trial.report(point.val_loss, point.milestone)
         self.job.view.log(assignment, point)
         self._ends_at(lane, point)
+        if self.halving is not None and point.milestone in self.halving.rungs:
+            key = (assignment.fingerprint, assignment.replicate)
+            for lost in self.halving.without_hope(self.study.get_trials(deepcopy=False), key, point.milestone):
+                self.checkpoints.delete(checkpoint_key(*lost))
 
     def _ends_at(self, lane: int, point: EvalPoint) -> bool:
         """End the trial if this milestone, which was reported, is its last."""
         if point.is_last:
             self._end(lane, point, "complete", value=objective_value(self.job.config.objective, point))
-        elif self.runs[lane].assignment.trial.should_prune():
+        elif should_prune(self.runs[lane].assignment.trial):
             self._end(lane, point, "pruned")
         else:
             return False
@@ -197,7 +207,8 @@ class _Worker:
         """Checkpoints of all lanes cost a bounded part of the time, however short milestones and trials are."""
         silence = time.monotonic() - self.runs[lane].checkpoint_time
         is_due = len(self.runs) * self.checkpoint_seconds <= self.job.checkpoint_share * silence and not point.is_last
-        if is_due or (point.is_last and self.job.keeps_checkpoints):
+        may_stop = self.halving is not None and point.milestone in self.halving.rungs
+        if is_due or may_stop or (point.is_last and self.job.keeps_checkpoints):
             self._save(lane)
 
     def _save(self, lane: int) -> None:
@@ -246,7 +257,8 @@ class _Worker:
         assignment = self.runs[lane].assignment
         state = finish(self.study, assignment.trial, outcome, value=value, reason=reason)
         self.job.view.end(assignment, state, outcome)
-        if not (self.job.keeps_checkpoints and outcome == "complete"):
+        may_go_on = outcome == "pruned" and self.halving is not None
+        if not may_go_on and not (self.job.keeps_checkpoints and outcome == "complete"):
             self.checkpoints.delete(assignment.checkpoint_key)
         self._free(lane)
 
@@ -270,6 +282,13 @@ class _Worker:
                 self._drop(lane, error)
             else:
                 self._give_back(lane, run.assignment)
+
+    def tidy(self) -> None:
+        """Delete the checkpoints of trials that were stopped at a rung, once none of them can be promoted."""
+        if self.halving is not None and self.claims.is_over():
+            for trial in latest_records(self.study.get_trials(deepcopy=False)).values():
+                if trial.state is TrialState.PRUNED:
+                    self.checkpoints.delete(checkpoint_key(trial.user_attrs[FINGERPRINT], trial.user_attrs[REPLICATE]))
 
     def _give_back(self, lane: int, assignment: Assignment) -> None:
         try:

@@ -15,9 +15,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.study import StudyConfig
 from moesearch.errors import LostTrialError
+from moesearch.results.continuations import is_finished
 from moesearch.results.records import OUTCOME, REPLICATE, WORKER
 from moesearch.search.assignments import finish, next_assignment
-from moesearch.search.claims import MAX_DEATHS, Claims, fenced, is_dead_here, is_finished, worker_name
+from moesearch.search.claims import MAX_DEATHS, Claims, fenced, is_dead_here, worker_name
 from tests.search.processes import start
 from tests.search.stand_ins import TableTrainer, begin, new_job, study_config, work
 

@@ -15,9 +15,9 @@ from optuna.trial import TrialState
 
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
+from moesearch.results.continuations import is_finished
 from moesearch.results.records import FAMILY, OUTCOME, REPLICATE
 from moesearch.search.assignments import next_assignment
-from moesearch.search.claims import is_finished
 from moesearch.search.confirm import plan_confirmation
 from moesearch.search.families import Visit, is_of, num_families
 from moesearch.search.study import join_study

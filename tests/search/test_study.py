@@ -5,9 +5,8 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.pruners import MedianPruner, NopPruner
 
-from moesearch.config.study import PrunerConfig, StudyConfig
+from moesearch.config.study import StudyConfig
 from moesearch.errors import InputError
 from moesearch.results.records import STUDY_CONFIG, confirm_study_name
 from moesearch.search.claims import worker_name
@@ -106,7 +105,7 @@ def test_fresh_deletes_nothing_under_a_living_worker(tmp_path: Path) -> None:
 
 
 def test_the_first_milestone_after_the_warm_up_can_be_pruned() -> None:
-    study = optuna.create_study(pruner=make_pruner(PrunerConfig(warmup_milestones=2, warmup_trials=1)))
+    study = optuna.create_study(pruner=make_pruner(study_config(pruner={"type": "median", "warmup_trials": 1})))
     for value in (1.0, 2.0):
         trial = study.ask()
         verdicts = []
@@ -115,8 +114,3 @@ def test_the_first_milestone_after_the_warm_up_can_be_pruned() -> None:
             verdicts.append(trial.should_prune())
         study.tell(trial, value)
     assert verdicts == [False, False, True]
-
-
-def test_pruning_can_be_left_out() -> None:
-    assert isinstance(make_pruner(PrunerConfig(type="none")), NopPruner)
-    assert isinstance(make_pruner(PrunerConfig()), MedianPruner)

@@ -13,6 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import TrackingError
+from moesearch.results.continuations import is_finished, is_void
 from moesearch.results.records import (
     CONFIG,
     EVAL_SECONDS,
@@ -25,7 +26,6 @@ from moesearch.results.records import (
     SEED,
     TRAIN_SECONDS,
 )
-from moesearch.search.claims import is_finished, is_void
 from moesearch.search.worker import run_worker
 from tests.search.stand_ins import (
     JsonCheckpoints,
