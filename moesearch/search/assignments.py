@@ -154,6 +154,8 @@ def finish(
                 state = TrialState.COMPLETE
             case "pruned":
                 state = TrialState.PRUNED
+            case "violated":  # its constraints are told apart, as the study file names them
+                state = TrialState.PRUNED if value is None else TrialState.COMPLETE
             case "infeasible" | "diverged" | "out_of_memory":
                 # A violated constraint keeps samplers away from the region; a FAIL would be invisible to them.
                 state = TrialState.PRUNED
