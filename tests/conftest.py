@@ -6,6 +6,8 @@ import os
 
 import pytest
 
+from tests.postgres import postgres  # noqa: F401 - a fixture for all tests
+
 # Before torch is imported, here or in a process that a test starts: threads that wait for one another spin, and on
 # tiny models they would do little else.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -12,14 +12,13 @@ import socket
 import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import optuna
 import psutil
-from filelock import BaseFileLock
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
@@ -29,6 +28,7 @@ from moesearch.results.continuations import counts, is_continuation, is_void, ke
 from moesearch.results.records import CONTINUES, DEATHS, FAMILY, OUTCOME, REASON, WORKER
 from moesearch.search.families import Family, is_of
 from moesearch.search.pruning import halving_in
+from moesearch.search.storage import locks_all_workers
 
 MAX_DEATHS = 5
 """Workers that may die on a trial, without a new milestone in between, before it is given up."""
@@ -76,12 +76,12 @@ class Claims:
     """A worker's view of the queue of one study.
 
     ``num_trials`` is the budget, in finished trials; None works off what is queued and creates nothing.
-    ``lock`` is the store's (see ``store_lock``). Under it, claims and recoveries of one host come one after another.
+    ``lock`` is the store's (see ``store_lock``). Under it, claims and recoveries come one after another.
     """
 
     study: optuna.Study
     storage: RDBStorage
-    lock: BaseFileLock
+    lock: AbstractContextManager[object]
     worker: str
     num_trials: int | None
 
@@ -204,8 +204,8 @@ class Claims:
                 worker = trial.user_attrs.get(WORKER)
                 if worker:
                     is_orphan = is_dead_here(worker)
-                elif self.storage.engine.dialect.name == "sqlite":
-                    # All workers are on this host, and one that is just claiming would hold the lock.
+                elif locks_all_workers(self.storage):
+                    # One that is just claiming would hold the lock.
                     is_orphan = True
                 else:
                     is_orphan = False

@@ -47,7 +47,7 @@ def plan_confirmation(config: StudyConfig, storage: RDBStorage) -> optuna.Study 
     """
     if config.confirm.top == 0:
         return None
-    with store_lock(storage.url):
+    with store_lock(storage):
         search = optuna.load_study(study_name=config.name, storage=storage).get_trials(deepcopy=False)
         confirm = optuna.create_study(
             storage=storage,

@@ -106,7 +106,7 @@ def num_lanes(order: WorkOrder, tokens: TokenData) -> int:
 
 
 def _claims(storage: RDBStorage, study: optuna.Study, num_trials: int | None) -> Claims:
-    return Claims(study, storage, store_lock(storage.url), worker_name(), num_trials)
+    return Claims(study, storage, store_lock(storage), worker_name(), num_trials)
 
 
 def _open_tracker(order: WorkOrder) -> MLflowTracker | None:

@@ -1,7 +1,7 @@
 """The one record of truth: Optuna's RDBStorage, opened so that many processes can share it.
 
-Optuna on SQLite hands one waiting trial to two workers, and fails when several processes create one file at once.
-`open_storage` cures both; PostgreSQL and MySQL need only the lock of the first creation.
+Optuna on SQLite hands one waiting trial to two workers, and fails when several processes create one store at once.
+`open_storage` cures both. What must happen one after another, claims above all, happens under `store_lock`.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import hashlib
 import sqlite3
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 import sqlalchemy
@@ -24,8 +25,14 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 
 from moesearch.config.secrets import mask_url
 from moesearch.errors import StoreError
+from moesearch.locks import ServerLock
 
 SQLITE_TIMEOUT_SECONDS = 60
+POOL_SIZE = 2
+"""Connections that a process keeps to a server: one for the lock, one for what is done under it."""
+Purpose = Literal["lock", "verdict"]
+_MAX_LOCK_SECONDS: dict[Purpose, int] = {"lock": 120, "verdict": 3600}
+"""Silence after which a server frees a lock; under that of the verdict, models are evaluated."""
 
 StaleCallback = Callable[[optuna.Study, optuna.trial.FrozenTrial], None]
 
@@ -59,7 +66,7 @@ def open_storage(
             raise StoreError(f"{parsed.database}: no study store is here; name another with --runs or --storage")
         _make_folder(parsed)
     try:
-        with store_lock(url):
+        with _creation_lock(parsed):
             _refuse_other_databases(parsed)
             storage = _connect(parsed, heartbeat_interval, grace_period, on_stale)
             if parsed.get_backend_name() == "sqlite":
@@ -72,7 +79,7 @@ def open_storage(
     except ImportError as error:
         raise StoreError(
             f"{mask_url(url)}: the driver {error.name or parsed.drivername!r} is not installed; "
-            "`pip install psycopg[binary]` brings PostgreSQL's (postgresql+psycopg://...)"
+            "`pip install moesearch[postgres]` brings PostgreSQL's (postgresql+psycopg://...)"
         ) from None
     except (SQLAlchemyError, sqlite3.Error, optuna.exceptions.OptunaError, OSError) as error:
         raise StoreError(f"{mask_url(url)}: cannot be opened as a study store: {_reason(error)}") from None
@@ -81,13 +88,48 @@ def open_storage(
     return storage
 
 
-def store_lock(url: str, purpose: str = "lock") -> FileLock:
-    """A lock that all processes of this host share for one store; freed by the system when its holder dies."""
-    parsed = _parse(url)
+@contextmanager
+def closing_store(storage: RDBStorage) -> Iterator[RDBStorage]:
+    """The store until the end of the context, then none of its connections."""
+    try:
+        yield storage
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
+def store_lock(storage: RDBStorage, purpose: Purpose = "lock") -> AbstractContextManager[object]:
+    """A lock that all workers of one store share, freed when its holder dies; its holder may take it again.
+
+    On PostgreSQL the server keeps it, for all hosts. Otherwise it is a file, for the processes of this host.
+    """
+    if storage.engine.dialect.name == "postgresql":
+        return ServerLock(storage.engine, purpose, _MAX_LOCK_SECONDS[purpose])
+    return FileLock(_lock_file(storage.engine.url, purpose))
+
+
+def locks_all_workers(storage: RDBStorage) -> bool:
+    """Whether ``store_lock`` holds for all workers that a store can have: SQLite's are on one host."""
+    return storage.engine.dialect.name in ("sqlite", "postgresql")
+
+
+@contextmanager
+def _creation_lock(parsed: URL) -> Iterator[None]:
+    """The lock of a store that may not be there yet."""
+    if parsed.get_backend_name() != "postgresql":
+        with FileLock(_lock_file(parsed, "lock")):
+            yield
+        return
+    engine = sqlalchemy.create_engine(parsed, poolclass=sqlalchemy.NullPool)
+    with ServerLock(engine, "creation", _MAX_LOCK_SECONDS["lock"]):
+        yield
+
+
+def _lock_file(parsed: URL, purpose: Purpose) -> Path:
     if parsed.get_backend_name() == "sqlite":
-        return FileLock(f"{Path(parsed.database or '').absolute()}.{purpose}")
+        return Path(f"{Path(parsed.database or '').absolute()}.{purpose}")
     digest = hashlib.sha256(parsed.render_as_string(hide_password=True).encode()).hexdigest()[:16]
-    return FileLock(Path(tempfile.gettempdir()) / f"moesearch-{getpass.getuser()}-{digest}.{purpose}")
+    return Path(tempfile.gettempdir()) / f"moesearch-{getpass.getuser()}-{digest}.{purpose}"
 
 
 def _parse(url: str) -> URL:
@@ -119,7 +161,7 @@ def _make_folder(parsed: URL) -> None:
         raise StoreError(f"{path.parent}: cannot be made a folder: {error.strerror}; choose another --runs") from None
     # Closing any handle of a file frees all locks that this process has on it, SQLite's included, and other processes
     # would then ruin the store under our connections. So the file is looked into only where no store was ever opened.
-    if path.exists() and not Path(store_lock(str(parsed)).lock_file).exists():
+    if path.exists() and not _lock_file(parsed, "lock").exists():
         try:
             with path.open("rb") as file:
                 header = file.read(16)
@@ -146,8 +188,13 @@ def _refuse_other_databases(parsed: URL) -> None:
 
 
 def _connect(parsed: URL, heartbeat_interval: int, grace_period: int, on_stale: StaleCallback | None) -> RDBStorage:
-    is_sqlite = parsed.get_backend_name() == "sqlite"
-    engine_kwargs: dict[str, Any] = {"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}} if is_sqlite else {}
+    engine_kwargs: dict[str, Any] = {}
+    match parsed.get_backend_name():
+        case "sqlite":
+            engine_kwargs = {"connect_args": {"timeout": SQLITE_TIMEOUT_SECONDS}}
+        case "postgresql":
+            # A server allows a hundred connections by default, and may have been started anew since the last question.
+            engine_kwargs = {"pool_size": POOL_SIZE, "pool_pre_ping": True}
     url = parsed.render_as_string(hide_password=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # heartbeats

@@ -36,7 +36,7 @@ def open_study(
     Raises:
         InputError: the stored study has other settings, or is being worked on while ``fresh`` would delete it.
     """
-    with store_lock(storage.url):
+    with store_lock(storage):
         names = {study.study_name for study in storage.get_all_studies()}
         if fresh and config.name in names:
             _delete(config.name, storage, names, checkpoints)

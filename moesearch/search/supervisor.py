@@ -35,7 +35,7 @@ from moesearch.search.crew import WORKER_COMMAND, Crew
 from moesearch.search.machine import Placement
 from moesearch.search.order import WorkOrder
 from moesearch.search.progress import Progress, hopeless
-from moesearch.search.storage import open_storage, store_lock
+from moesearch.search.storage import closing_store, open_storage, store_lock
 from moesearch.search.study import open_study
 from moesearch.tracking.mlflow import MLflowTracker, prepare
 
@@ -84,19 +84,19 @@ def run_study(
         KeyboardInterrupt: stopped by Ctrl-C or SIGTERM; every trial is back in the queue.
     """
     started = time.monotonic()
-    storage = open_storage(order.storage_url, on_stale=requeue_stale)
-    study = open_study(order.config, storage, fresh=fresh, checkpoints=order.search_checkpoints)
-    _check_corpus(order.config, storage)
-    if fresh:
-        _forget_runs(order)
-    supervisor = _Supervisor(order, storage, study, show)
-    supervisor.recover()
-    had_work = supervisor.has_work()
-    if had_work:
-        with _session(storage, order, placement, command):
-            supervisor.run(placement, worker_command)
-    verdict = supervisor.settle(placement.device)
-    return Outcome(supervisor.progress(), verdict, time.monotonic() - started, had_work, supervisor.notes)
+    with closing_store(open_storage(order.storage_url, on_stale=requeue_stale)) as storage:
+        study = open_study(order.config, storage, fresh=fresh, checkpoints=order.search_checkpoints)
+        _check_corpus(order.config, storage)
+        if fresh:
+            _forget_runs(order)
+        supervisor = _Supervisor(order, storage, study, show)
+        supervisor.recover()
+        had_work = supervisor.has_work()
+        if had_work:
+            with _session(storage, order, placement, command):
+                supervisor.run(placement, worker_command)
+        verdict = supervisor.settle(placement.device)
+        return Outcome(supervisor.progress(), verdict, time.monotonic() - started, had_work, supervisor.notes)
 
 
 class _Supervisor:
@@ -113,7 +113,7 @@ class _Supervisor:
         self.notes: tuple[Path, ...] = ()
 
     def _claims(self, study: optuna.Study, num_trials: int | None) -> Claims:
-        return Claims(study, self.storage, store_lock(self.storage.url), worker_name(), num_trials)
+        return Claims(study, self.storage, store_lock(self.storage), worker_name(), num_trials)
 
     def _confirm(self) -> Claims | None:
         """The confirmation, once it was planned."""
@@ -169,7 +169,7 @@ class _Supervisor:
 
         Of the models that were confirmed, only the winner's stay on disk.
         """
-        with store_lock(self.storage.url, "verdict"):
+        with store_lock(self.storage, "verdict"):
             verdict = settle_verdict(self.config, self.storage, lambda keys: open_test_split(self.order, keys, device))
         if verdict is not None and verdict.best is not None and self.order.confirm_checkpoints.is_dir():
             for folder in self.order.confirm_checkpoints.iterdir():

@@ -145,7 +145,13 @@ class JsonCheckpoints:
 
 
 def url_of(folder: Path) -> str:
-    return f"sqlite:///{folder / 'optuna.db'}"
+    """The store of a test's folder: SQLite in it, or what ``use_store`` chose, also in other processes."""
+    chosen = folder / "store-url"
+    return chosen.read_text() if chosen.exists() else f"sqlite:///{folder / 'optuna.db'}"
+
+
+def use_store(folder: Path, url: str) -> None:
+    (folder / "store-url").write_text(url)
 
 
 @cache
@@ -162,11 +168,26 @@ def storage_in(folder: Path, heartbeat_interval: int = 30, grace_period: int = 1
 
 @cache
 def _open(folder: Path, heartbeat_interval: int, grace_period: int) -> RDBStorage:
-    if not (folder / "optuna.db").exists():
+    url = url_of(folder)
+    if url.startswith("sqlite") and not (folder / "optuna.db").exists():
         (folder / "optuna.db").write_bytes(_empty_store())
-    return open_storage(
-        url_of(folder), heartbeat_interval=heartbeat_interval, grace_period=grace_period, on_stale=requeue_stale
+    storage = open_storage(
+        url, heartbeat_interval=heartbeat_interval, grace_period=grace_period, on_stale=requeue_stale
     )
+    _opened.append(storage)
+    return storage
+
+
+_opened: list[RDBStorage] = []
+
+
+def close_stores() -> None:
+    """End the connections of all stores that were opened in this process."""
+    _open.cache_clear()
+    while _opened:
+        storage = _opened.pop()
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def new_job(
@@ -185,7 +206,7 @@ def new_job(
     claims = Claims(
         study=join_study(config, storage) if study is None else study,
         storage=storage,
-        lock=store_lock(storage.url),
+        lock=store_lock(storage),
         worker=worker_name() if worker is None else worker,
         num_trials=config.num_trials if study is None else None,
     )

@@ -22,6 +22,8 @@ from moesearch.search.claims import MAX_DEATHS, Claims, fenced, is_dead_here, wo
 from tests.search.processes import start
 from tests.search.stand_ins import TableTrainer, begin, new_job, study_config, work
 
+pytestmark = pytest.mark.usefixtures("every_store")
+
 # A process that ended long ago, in the form of `worker_name`.
 DEAD_WORKER = f"{socket.gethostname()}:{2**22 + 1}:0.00"
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import optuna
+import pytest
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
@@ -15,7 +16,9 @@ from moesearch.results.records import CONFIG, FINGERPRINT, REPLICATE, SEED, conf
 from moesearch.results.verdict import OpenedTest
 from moesearch.search.confirm import plan_confirmation, settle_verdict
 from tests.search.processes import in_processes
-from tests.search.stand_ins import TableTrainer, begin, storage_in, study_config, work
+from tests.search.stand_ins import TableTrainer, begin, storage_in, study_config, url_of, work
+
+pytestmark = pytest.mark.usefixtures("every_store")
 
 BASELINE = {"moe.num_experts": 4, "moe.top_k": 4, "moe.noise": True}  # the worst point of the table
 CONFIG_OF_STUDY = study_config(num_trials=10, enqueue=(BASELINE,), confirm={"top": 3, "seeds": 2})
@@ -33,7 +36,11 @@ def _searched_store(config_json: str) -> bytes:
 
 
 def _searched(folder: Path, config: StudyConfig = CONFIG_OF_STUDY) -> RDBStorage:
-    (folder / "optuna.db").write_bytes(_searched_store(config.model_dump_json()))
+    if url_of(folder).startswith("sqlite"):
+        (folder / "optuna.db").write_bytes(_searched_store(config.model_dump_json()))
+    else:
+        begin(config, folder)
+        work(config, folder)
     return storage_in(folder)
 
 

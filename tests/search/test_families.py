@@ -25,6 +25,8 @@ from moesearch.search.suggest import make_sampler, suggest
 from tests.search.processes import start
 from tests.search.stand_ins import TableCheckpoint, TableTrainer, begin, curve, new_job, storage_in, study_config, work
 
+pytestmark = pytest.mark.usefixtures("every_store")
+
 WIDTHS: dict[str, Any] = {
     "model.width": {"type": "categorical", "choices": [16, 32]},
     "moe.num_experts": {"type": "categorical", "choices": [2, 4]},

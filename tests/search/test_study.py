@@ -14,6 +14,8 @@ from moesearch.search.pruning import make_pruner
 from moesearch.search.study import open_study
 from tests.search.stand_ins import begin, new_job, storage_in, study_config, work
 
+pytestmark = pytest.mark.usefixtures("every_store")
+
 
 def test_a_study_is_created_with_its_metric_its_first_tries_and_its_settings(tmp_path: Path) -> None:
     queued = {"moe.num_experts": 4, "moe.top_k": 1, "moe.noise": True}

@@ -38,6 +38,8 @@ from tests.search.stand_ins import (
     work,
 )
 
+pytestmark = pytest.mark.usefixtures("every_store")
+
 
 def _only(trials: list[FrozenTrial]) -> FrozenTrial:
     (trial,) = trials
