@@ -22,8 +22,9 @@ def _router_maps(config: TrialConfig) -> int:
     return 0 if config.moe.is_dense else 2 if config.moe.noise else 1
 
 
-def _expert_params(width: int, hidden: int) -> int:
+def expert_params(config: TrialConfig) -> int:
     """One expert: two linear maps with biases."""
+    width, hidden = config.model.width, config.expert_hidden_dim
     return width * hidden + hidden + hidden * width + width
 
 
@@ -42,8 +43,7 @@ def _params(config: TrialConfig, vocab_size: int, experts: int) -> int:
     width, model = config.model.width, config.model
     norm = 2 * width
     attention = 3 * width * width + width * width + width
-    feed_forward = experts * _expert_params(width, config.expert_hidden_dim)
-    layer = attention + 2 * norm + _router_params(config) + feed_forward
+    layer = attention + 2 * norm + _router_params(config) + experts * expert_params(config)
     embeddings = (vocab_size + model.context) * width
     return embeddings + model.num_layers * layer + norm + (width + 1) * vocab_size
 

@@ -15,6 +15,7 @@ from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.data.corpora import load_facts
 from moesearch.model import cost
+from moesearch.model.memory import peak_memory_bytes
 from moesearch.search.families import num_families, shape_knobs
 from moesearch.search.suggest import MAX_LISTED_POINTS
 
@@ -62,10 +63,12 @@ class Plan:
     num_feasible: int | None
     """None where there are too many points to list."""
     total_params: int
-    """Of the base, as are the next four."""
+    """Of the base, as are the next five."""
     active_params: int
     flops_per_token: int
     """Forward."""
+    router_flops_per_token: int
+    """The routers' part of them."""
     milestones: int
     base_cost: TrialCost
     corpus: str
@@ -75,6 +78,11 @@ class Plan:
     """Over the feasible points; the base's where they are not listed."""
     study_flops: float
     """Of all trials at the mean over the feasible points, none of them pruned."""
+    memory_bytes: int
+    """A lane's peak, estimated for a CPU, or for a GPU where the study names one; of the base."""
+    min_memory_bytes: int
+    max_memory_bytes: int
+    """Over the feasible points; the base's where they are not listed."""
     num_confirm_runs: int
     """At most."""
     confirm_flops: float
@@ -93,9 +101,10 @@ def plan(config: StudyConfig) -> Plan:
     facts.check_length(config.base.model.context)
     points = feasible_points(config, limit=MAX_LISTED_POINTS)
     base_cost = _cost(config.base, facts.vocab_size, facts.val_tokens)
-    flops = [
-        _cost(resolve(config.base, point), facts.vocab_size, facts.val_tokens).flops for point in points or ()
-    ] or [base_cost.flops]
+    trials = [resolve(config.base, point) for point in points or ()] or [config.base]
+    flops = [_cost(trial, facts.vocab_size, facts.val_tokens).flops for trial in trials]
+    device_type: Literal["cpu", "cuda"] = "cuda" if config.run.device.startswith("cuda") else "cpu"
+    memory = [peak_memory_bytes(trial, facts.vocab_size, device_type=device_type) for trial in trials]
     # The baseline is confirmed beside the leaders, unless it is one of them.
     num_confirmed = config.confirm.top + (1 if config.enqueue else 0) if config.confirm.top else 0
     num_confirm_runs = num_confirmed * config.confirm.seeds
@@ -113,6 +122,7 @@ def plan(config: StudyConfig) -> Plan:
         total_params=cost.total_params(config.base, facts.vocab_size),
         active_params=cost.active_params(config.base, facts.vocab_size),
         flops_per_token=cost.flops_per_token(config.base, facts.vocab_size),
+        router_flops_per_token=cost.router_flops_per_token(config.base),
         milestones=config.base.budget.milestones,
         base_cost=base_cost,
         corpus=facts.name,
@@ -120,6 +130,9 @@ def plan(config: StudyConfig) -> Plan:
         min_trial_flops=min(flops),
         max_trial_flops=max(flops),
         study_flops=config.num_trials * fmean(flops),
+        memory_bytes=peak_memory_bytes(config.base, facts.vocab_size, device_type=device_type),
+        min_memory_bytes=min(memory),
+        max_memory_bytes=max(memory),
         num_confirm_runs=num_confirm_runs,
         confirm_flops=num_confirm_runs * fmean(flops),
     )
@@ -141,11 +154,14 @@ def plan_lines(planned: Plan) -> list[str]:
         ),
         f"lanes    {_lanes_text(planned)}",
         f"base     {planned.total_params:,} parameters, {planned.active_params:,} active per token, "
-        f"{planned.flops_per_token:,} FLOPs per token forward",
+        f"{planned.flops_per_token:,} FLOPs per token forward, "
+        f"{planned.router_flops_per_token / planned.flops_per_token:.1%} of them in routers",
         f"text     {planned.corpus}, {planned.vocab_size} distinct characters",
         f"trial    {base.steps:,} steps, {base.train_tokens:,} tokens, {_flops(base.train_flops)} to train and "
         f"{_flops(base.eval_flops)} for {planned.milestones} exact evaluations (base); "
         f"{_flops(planned.min_trial_flops)} to {_flops(planned.max_trial_flops)} over the space",
+        f"memory   {_megabytes(planned.memory_bytes)} for a lane (base), {_megabytes(planned.min_memory_bytes)} to "
+        f"{_megabytes(planned.max_memory_bytes)} over the space; estimated, without torch and the text",
         f"in all   {_flops(planned.study_flops)} if no trial is pruned, and {_flops(planned.confirm_flops)} "
         f"for at most {planned.num_confirm_runs} runs to confirm",
     ]
@@ -205,6 +221,10 @@ def _values_text(knob: Knob) -> str:
 
 def _scale(*, log: bool) -> str:
     return ", evenly in the logarithm" if log else ""
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.0f} MB"
 
 
 def _flops(value: float) -> str:

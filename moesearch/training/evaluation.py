@@ -18,15 +18,13 @@ from torch import Tensor
 
 from moesearch.data.batches import evaluation_batches
 from moesearch.model.losses import token_losses
+from moesearch.model.memory import evaluation_windows
 from moesearch.model.transformer import MoETransformer
 from moesearch.training.points import RouterHealth
 from moesearch.training.router_stats import RouterStats
 
 NUM_BLOCKS = 64
 """Consecutive equal blocks of a split whose mean losses are kept, for paired comparisons."""
-
-_BATCH_TOKENS = {"cpu": 2048, "cuda": 65536}
-_LOGITS_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def evaluate_split(
     """
     R, context = model.layout.num_lanes, model.configs[0].model.context
     losses, stats = [], RouterStats()
-    num_windows = batch_windows(R, context, model.vocab_size, model.device)
+    num_windows = evaluation_windows(R, context, model.vocab_size, model.device.type)
     with torch.inference_mode():
         for inputs_BT, targets_BT in evaluation_batches(tokens_N, context, num_windows):
             if should_stop():
@@ -68,12 +66,6 @@ def evaluate_split(
         losses_RN = torch.cat(losses, 1).cpu()
     health = stats.read(model.layout.num_experts)
     return [replace(summarize(row, num_bytes), router_health=own) for row, own in zip(losses_RN, health, strict=True)]
-
-
-def batch_windows(num_lanes: int, context: int, vocab_size: int, device: torch.device) -> int:
-    """Windows per batch and lane: enough for full speed, few enough for the caches and for the memory of the logits."""
-    num_tokens = min(_BATCH_TOKENS.get(device.type, 65536), _LOGITS_BYTES // (4 * vocab_size))
-    return max(1, num_tokens // (num_lanes * context))
 
 
 def summarize(losses_N: Tensor, num_bytes: int) -> SplitResult:

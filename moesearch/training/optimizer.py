@@ -117,3 +117,6 @@ class LaneOptimizer:
         self._adamw.grad_scale = grad_scale  # type: ignore[attr-defined]
         self._adamw.found_inf = skip  # type: ignore[attr-defined]
         self._adamw.step()
+        # Or the gradients would stay through the next step's forward pass, and take as much memory as the parameters.
+        for parameter in self.parameters.values():
+            parameter.grad = None

@@ -97,14 +97,15 @@ class TrainStep:
         steps_R = self._steps_SR.index_select(0, self._cursor_1).squeeze(0)
         lr_R = self._lr_SR.index_select(0, self._cursor_1).squeeze(0)
         tokens_RBT1 = self._tokens_N[starts_RB.unsqueeze(2) + self._offsets_T1]
-        # Without a gradient to add to, autograd hands its own buffer over: no clearing, no addition.
-        for parameter in self._parameters:
-            parameter.grad = None
         output = self._model(tokens_RBT1[..., :-1], StepRandomness(self._seeds_R, steps_R))
         losses = training_losses(output, tokens_RBT1[..., 1:], self._weights)
         # Lanes share no parameter, so the gradient of the sum is each lane's own, whatever the others' losses are.
         torch.autograd.backward(losses.total_R.sum())
         self._apply(lr_R, losses.total_R.detach(), losses.language_model_R.detach())
+        # Without a gradient to add to, autograd hands its own buffer over: no clearing, no addition. And until the next
+        # backward pass gradients take no memory.
+        for parameter in self._parameters:
+            parameter.grad = None
         self._cursor_1 += 1
 
     def _apply(self, lr_R: Tensor, total_loss_R: Tensor, train_loss_R: Tensor) -> None:

@@ -100,8 +100,6 @@ class LaneTrainer:
             if lane is None or lane not in active or not (lane.is_diverged or lane in results):
                 continue
             points.append((index, lane.report(results.get(lane))))
-            if lane.is_done:
-                self._settle(lane)
         return points
 
     def step(self, lane: int) -> int:
@@ -146,6 +144,7 @@ class LaneTrainer:
     def _packed(self) -> LanePack:
         """The pack of exactly the active lanes, which keeps the tensors of those that were packed before."""
         active = self._active()
+        self._settle(active)
         if self._pack is None or not self._pack.refill(active):
             if self._pack is not None and not any(lane in self._pack.lanes for lane in active):
                 self._pack = None  # Nothing of it is needed, so its memory is free before the new one takes its own.
@@ -238,10 +237,12 @@ class LaneTrainer:
             model.load_lane(place, lane.tensors.parameters)
         return model
 
-    def _settle(self, lane: Lane) -> None:
-        """Give a lane that trains no more tensors of its own, since its place in the pack will be another's."""
-        assert lane.tensors is not None
-        lane.tensors = lane.tensors.copy()
+    def _settle(self, active: list[Lane]) -> None:
+        """Give lanes that train no more tensors of their own, since their places in the pack will be others'."""
+        for lane in self._lanes:
+            if lane is not None and lane not in active and self._pack is not None and lane in self._pack.lanes:
+                assert lane.tensors is not None
+                lane.tensors = lane.tensors.copy()
 
     def _check_fit(self, config: TrialConfig, checkpoint: LaneCheckpoint) -> None:
         if checkpoint.config != config:

@@ -34,7 +34,10 @@ def test_forward_flops_are_those_that_torch_counts(num_experts: int, top_k: int,
     window_RBT = tokens_for([config], context=7)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(window_RBT, randomness_for([config]))
-    assert counter.get_total_flops() == flops_per_token(config, VOCAB_SIZE) * window_RBT.numel()
+    tokens = window_RBT.numel()
+    assert counter.get_total_flops() == flops_per_token(config, VOCAB_SIZE) * tokens
+    in_routers = [sum(flops.values()) for name, flops in counter.get_flop_counts().items() if name.endswith(".router")]
+    assert sum(in_routers) == router_flops_per_token(config) * tokens
 
 
 def test_training_costs_three_forward_passes() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+from moesearch.model.cost import router_flops_per_token
 from moesearch.search.plan import plan, plan_lines
 from tests.search.stand_ins import study_config
 
@@ -22,6 +23,15 @@ def test_the_cost_of_a_trial_is_three_forward_passes_per_token_and_one_per_evalu
     tokens = 40 * 16 * 32
     assert planned.base_cost.train_flops == tokens * 3 * planned.flops_per_token
     assert planned.base_cost.eval_flops == 4 * 192_810 * planned.flops_per_token
+
+
+def test_the_plan_says_the_routers_share_and_the_memory_of_a_lane() -> None:
+    planned = plan(study_config(base={"data": {"corpus": "tiny_shakespeare"}}))
+    assert planned.router_flops_per_token == router_flops_per_token(study_config().base)
+    assert planned.min_memory_bytes < planned.memory_bytes <= planned.max_memory_bytes
+    text = "\n".join(plan_lines(planned))
+    assert "0.6% of them in routers" in text
+    assert f"memory   {planned.memory_bytes / 1e6:,.0f} MB for a lane (base)" in text
 
 
 def test_the_cost_of_a_study_lies_between_its_cheapest_and_its_dearest_trials() -> None:

@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
+from moesearch.model.memory import evaluation_windows
 from moesearch.model.transformer import MoETransformer, select_lane
-from moesearch.training.evaluation import batch_windows, evaluate_split, never, summarize
+from moesearch.training.evaluation import evaluate_split, never, summarize
 from tests.training.tiny import RANDOM, TOKENS, stop_after, trainer_of, trial
 
 
@@ -90,6 +91,5 @@ def test_an_evaluation_that_is_told_to_stop_gives_nothing() -> None:
 
 
 def test_the_memory_of_the_logits_is_bounded_for_large_vocabularies() -> None:
-    cpu = torch.device("cpu")
-    assert batch_windows(4, 32, 10**5, cpu) * 4 * 32 * 10**5 * 4 <= 256 * 2**20
-    assert batch_windows(1, 1_000_000, 10**6, cpu) == 1
+    assert evaluation_windows(4, 32, 10**5, "cpu") * 4 * 32 * 10**5 * 4 <= 256 * 2**20
+    assert evaluation_windows(1, 1_000_000, 10**6, "cpu") == 1
