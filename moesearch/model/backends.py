@@ -24,7 +24,7 @@ from typing import Literal, get_args
 import torch
 
 from moesearch.config.places import default_cache_dir
-from moesearch.config.trial import TrialConfig
+from moesearch.config.trial import MoEConfig, TrialConfig
 from moesearch.errors import InputError
 from moesearch.model.experts import ExpertBackend, PackedExperts
 from moesearch.model.lanes import LaneLayout
@@ -52,6 +52,8 @@ class ExpertShape:
     hidden: int
     dtype: torch.dtype
     device: torch.device
+    has_capacity: bool = False
+    """Whether some slots may be dropped."""
 
     @classmethod
     def of(cls, configs: Sequence[TrialConfig], dtype: torch.dtype, device: torch.device) -> ExpertShape:
@@ -65,6 +67,7 @@ class ExpertShape:
             first.expert_hidden_dim,
             dtype,
             device,
+            any(factor is not None for config in configs for factor in config.moe.capacity_factors),
         )
 
 
@@ -95,9 +98,10 @@ def candidates(shape: ExpertShape) -> tuple[RowBackend, ...]:
         case "cpu":
             return ("grouped", "split", "padded") if is_groupable else ("split", "padded")
         case "cuda":
-            # Elsewhere than here grouped_mm reads its offsets on the host, which no CUDA graph can capture.
+            # Elsewhere than here grouped_mm reads its offsets on the host, which no CUDA graph can capture; and all but
+            # blocks read there how many slots were kept.
             has_kernel = shape.dtype == torch.bfloat16 and torch.cuda.get_device_capability(shape.device)[0] in (9, 10)
-            return ("grouped", "blocks") if is_groupable and has_kernel else ("blocks",)
+            return ("grouped", "blocks") if is_groupable and has_kernel and not shape.has_capacity else ("blocks",)
         case _:
             return ("blocks",)
 
@@ -153,14 +157,16 @@ def _pass(shape: ExpertShape, backend: RowBackend) -> Callable[[], None]:
     experts = PackedExperts(
         shape.num_groups, shape.width, shape.hidden, no_dropout, backend, device=device, dtype=shape.dtype
     )
-    router = TopKRouter(layout, shape.width, [False], device=device, dtype=shape.dtype)
+    router = TopKRouter(
+        layout, shape.width, [MoEConfig(noise=False)], shape.num_tokens, device=device, dtype=shape.dtype
+    )
     for parameter in experts.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     torch.nn.init.normal_(router.logits.weight, std=shape.width**-0.5)
     torch.nn.init.normal_(router.logits.bias, std=0.5)
     x_RNC = torch.randn(1, shape.num_tokens, shape.width, device=device)
     with torch.no_grad():
-        routing = router(x_RNC, None)
+        routing = router(x_RNC, shape.num_tokens, None)
 
     def run() -> None:
         for parameter in experts.parameters():

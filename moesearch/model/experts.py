@@ -157,5 +157,7 @@ class _ExpertRows(torch.autograd.Function):
         torch.ops.aten.threshold_backward.grad_input(grad_PF, hidden_PF, 0, grad_input=grad_PF)
         grad_weight_in, grad_bias_in = product.backward_weights(x_PC, grad_PF)
         grad_x_PC = product.backward_input(grad_PF, weight_in_GCF)
-        grad_x_NC = sum_bags(grad_x_PC, product.row_S, ctx.routing.slots.bag_starts)
+        routing: Routing = ctx.routing
+        is_kept_S = None if routing.kept_S is None else routing.kept_S.to(grad_x_PC.dtype)
+        grad_x_NC = sum_bags(grad_x_PC, product.row_S, routing.slots.bag_starts, is_kept_S)
         return grad_x_NC, grad_gates_S, grad_weight_in, grad_bias_in, grad_weight_out, grad_bias_out, None, None, None

@@ -13,14 +13,17 @@ from moesearch.config.trial import MoEConfig, TrialConfig
 
 
 def initialize_lane(tensors: Mapping[str, Tensor], config: TrialConfig) -> None:
-    """Fill a lane's tensors (`MoETransformer.lane_parameters`) from a generator seeded with ``config.seed``.
+    """Fill a lane's tensors (`MoETransformer.lane_tensors`) from a generator seeded with ``config.seed``.
 
     Every linear weight follows ``moe.init``, biases are uniform within +-fan_in^-0.5 as in torch, embeddings standard
-    normal, layer norms the identity. Numbers are drawn in float32 on the CPU: the same on every device.
+    normal, layer norms the identity, balancing biases 0; routers are scaled by ``moe.router_init_gain``. Numbers are
+    drawn in float32 on the CPU: the same on every device.
     """
     generator = torch.Generator().manual_seed(config.seed)
     for name, tensor in tensors.items():
         tensor.copy_(_initial_values(name, tensors, config.moe, generator))
+        if ".router.logits." in name:
+            tensor *= config.moe.router_init_gain
 
 
 def _initial_values(name: str, tensors: Mapping[str, Tensor], moe: MoEConfig, generator: torch.Generator) -> Tensor:
@@ -29,6 +32,8 @@ def _initial_values(name: str, tensors: Mapping[str, Tensor], moe: MoEConfig, ge
     shape = tensors[name].shape
     if kind.endswith("embedding"):
         return torch.randn(shape, generator=generator)
+    if kind == "balancing":
+        return torch.zeros(shape)
     if kind.endswith("norm"):
         return torch.ones(shape) if leaf == "weight" else torch.zeros(shape)
     if leaf.startswith("bias"):

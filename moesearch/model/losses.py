@@ -31,9 +31,10 @@ def load_balancing_loss(routing: Routing) -> Tensor:
     """Switch Transformer balance loss per lane, shape (R,) (Fedus et al. 2021, eq. 4).
 
     Load is a fraction of the N*K routed slots, so perfect balance gives 1.0 for every E and K,
-    and one weight means the same thing across a search over top_k. Probabilities are those before any noise.
+    and one weight means the same thing across a search over top_k. Probabilities are those before any noise, and scores
+    divided by their sum where a router scores by sigmoids (DeepSeek-V3 2024, eq. 19). Dropped slots count as load.
     """
-    probability_RE = torch.softmax(routing.logits_RNE, -1).mean(1)
+    probability_RE = routing.probabilities_RNE().mean(1)
     load_RE = routing.counts_RE() / routing.slots.slots_per_lane_R1
     return (load_RE * probability_RE).sum(1) * routing.slots.num_experts_R
 

@@ -1,6 +1,6 @@
 """The sparse mixture-of-experts layer: route, run the chosen experts, sum. With one expert, a dense layer.
 
-Shapes:  R lanes   N tokens of a lane   C model width
+Shapes:  R lanes   N tokens of a lane, in sequences of ``context``   C model width
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from moesearch.config.trial import TrialConfig
+from moesearch.config.trial import MoEConfig, TrialConfig
 from moesearch.model.experts import ExpertBackend, PackedExperts
 from moesearch.model.lanes import LaneLayout
 from moesearch.model.randomness import DropoutRates, LayerRandomness
 from moesearch.model.routers import Routing, TopKRouter
+
+# How a lane of one expert routes beside lanes with more: nothing of its configuration is about routing.
+_NO_CHOICE = MoEConfig(num_experts=1, top_k=1, noise=False)
 
 
 class MoELayer(nn.Module):
@@ -35,10 +38,10 @@ class MoELayer(nn.Module):
     ) -> None:
         super().__init__()
         layout, width, hidden = LaneLayout.of(configs), configs[0].model.width, configs[0].expert_hidden_dim
-        noise = [c.moe.noise and not c.moe.is_dense for c in configs]
-        self.router = None if layout.is_dense else TopKRouter(layout, width, noise, device=device, dtype=dtype)
+        lanes, context = [_NO_CHOICE if c.moe.is_dense else c.moe for c in configs], configs[0].model.context
+        self.router = None if layout.is_dense else TopKRouter(layout, width, lanes, context, device=device, dtype=dtype)
         self.experts = PackedExperts(layout.num_groups, width, hidden, dropout, backend, device=device, dtype=dtype)
 
-    def forward(self, x_RNC: Tensor, randomness: LayerRandomness | None) -> tuple[Tensor, Routing | None]:
-        routing: Routing | None = None if self.router is None else self.router(x_RNC, randomness)
+    def forward(self, x_RNC: Tensor, context: int, randomness: LayerRandomness | None) -> tuple[Tensor, Routing | None]:
+        routing: Routing | None = None if self.router is None else self.router(x_RNC, context, randomness)
         return self.experts(x_RNC, routing, randomness), routing

@@ -30,7 +30,7 @@ class RowProduct(ABC):
     slot_P: Tensor
     """Slot of each row; a padding row has some slot of its own lane, so that a NaN there stays in its lane."""
     row_S: Tensor
-    """Row of each slot, int32."""
+    """Row of each slot, int32; a dropped slot, whose weight is 0, shares the row of another of its lane."""
     is_real_P1: Tensor | None
     """1.0 for a slot's row, 0.0 for padding; None where there is no padding."""
 
@@ -69,10 +69,10 @@ class GroupedProduct(RowProduct):
     """
 
     def __init__(self, routing: Routing) -> None:
-        self.slot_P, self.row_S, self.is_real_P1 = routing.order_S, _inverse(routing.order_S), None
+        self.slot_P, self.row_S, self.is_real_P1 = _kept(routing), _rows(routing), None
         self._ends_G = routing.ends_G
         self._starts_G = _starts(routing.ends_G)
-        self._rows_P = torch.arange(len(self.row_S), dtype=torch.int32, device=self.row_S.device)
+        self._rows_P = torch.arange(len(self.slot_P), dtype=torch.int32, device=self.row_S.device)
 
     def forward(self, x_PI: Tensor, weight_GIO: Tensor, bias_GO: Tensor) -> Tensor:
         y_PO = F.grouped_mm(x_PI, weight_GIO, offs=self._ends_G)
@@ -96,7 +96,7 @@ class SplitProduct(RowProduct):
     """One product per group over views of the sorted slots; for a CPU, since it reads the group sizes on the host."""
 
     def __init__(self, routing: Routing) -> None:
-        self.slot_P, self.row_S, self.is_real_P1 = routing.order_S, _inverse(routing.order_S), None
+        self.slot_P, self.row_S, self.is_real_P1 = _kept(routing), _rows(routing), None
         self._sizes = _sizes(routing.ends_G)
 
     def forward(self, x_PI: Tensor, weight_GIO: Tensor, bias_GO: Tensor) -> Tensor:
@@ -159,11 +159,11 @@ class BlockProduct(RowProduct):
     """
 
     def __init__(self, routing: Routing) -> None:
-        G, S, size = len(routing.ends_G), len(routing.order_S), _ROWS_PER_BLOCK
+        G, size = len(routing.ends_G), _ROWS_PER_BLOCK
         counts_G = routing.ends_G - _starts(routing.ends_G)
         block_ends_G = ((counts_G + (size - 1)) // size).cumsum(0, dtype=torch.int32)
         self._first_block_G = _starts(block_ends_G)
-        self._blocks = torch.arange(S // size + G, dtype=torch.int32, device=block_ends_G.device)
+        self._blocks = torch.arange(routing.most_kept // size + G, dtype=torch.int32, device=block_ends_G.device)
         # Blocks that this routing leaves over count as the last group's, and hold padding alone.
         self._group_of_block = torch.searchsorted(block_ends_G, self._blocks, right=True).clamp_(max=G - 1)
         padding_P = routing.slots.first_slot_G[self._group_of_block].repeat_interleave(size)
@@ -193,10 +193,25 @@ def sum_bags(rows: Tensor, index: Tensor, starts: Tensor, weights: Tensor | None
     return summed
 
 
-def _inverse(order_S: Tensor) -> Tensor:
-    """Row of each slot, int32, from the slot of each row."""
-    rows = torch.arange(len(order_S), dtype=torch.int32, device=order_S.device)
-    return torch.empty_like(rows).scatter_(0, order_S, rows)
+def _kept(routing: Routing) -> Tensor:
+    """The slots that were not dropped, by groups; where some were, their number is read on the host."""
+    return routing.order_S if routing.kept_S is None else routing.order_S[: int(routing.ends_G[-1])]
+
+
+def _rows(routing: Routing) -> Tensor:
+    """Row of each slot, int32, where rows are the kept slots by groups."""
+    rows_S = torch.arange(len(routing.order_S), dtype=torch.int32, device=routing.order_S.device)
+    return _by_slot(rows_S, routing, _starts(routing.ends_G))
+
+
+def _by_slot(rows_S: Tensor, routing: Routing, first_row_G: Tensor) -> Tensor:
+    """Row of each slot, from the rows of the sorted slots and the first row of each group."""
+    row_S = torch.empty_like(rows_S).scatter_(0, routing.order_S, rows_S)
+    if routing.kept_S is None:
+        return row_S
+    # Each lane keeps the first token of each sequence at least, so it has rows, and they begin here.
+    first_row_R = first_row_G.index_select(0, routing.slots.groups_RE[:, 0])
+    return row_S.where(routing.kept_S, first_row_R.index_select(0, routing.slots.lane_S))
 
 
 def _starts(ends_G: Tensor) -> Tensor:
@@ -210,10 +225,13 @@ def _sizes(ends_G: Tensor) -> list[int]:
 
 def _pad(routing: Routing, first_row_G: Tensor, padding_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Slots of rows, rows of slots and which rows are real, for groups that begin at these rows."""
-    S = len(routing.order_S)
-    sorted_S = torch.arange(S, dtype=torch.int32, device=routing.order_S.device)
-    group_S = torch.searchsorted(routing.ends_G, sorted_S, right=True)
-    rows = sorted_S + (first_row_G - _starts(routing.ends_G))[group_S]
-    slot_P = padding_P.scatter(0, rows.long(), routing.order_S)
-    is_real_P = torch.zeros(len(padding_P), device=rows.device).scatter_(0, rows.long(), 1.0)
-    return slot_P, torch.empty_like(sorted_S).scatter_(0, routing.order_S, rows), is_real_P.unsqueeze(1)
+    P = len(padding_P)
+    sorted_S = torch.arange(len(routing.order_S), dtype=torch.int32, device=routing.order_S.device)
+    group_S = torch.searchsorted(routing.ends_G, sorted_S, right=True).clamp_(max=len(routing.ends_G) - 1)
+    rows_S = sorted_S + (first_row_G - _starts(routing.ends_G))[group_S]
+    if routing.kept_S is not None:
+        rows_S = rows_S.where(sorted_S < routing.ends_G[-1], P)
+    # Dropped slots go to one row more, which is cut off.
+    slot_P = F.pad(padding_P, (0, 1)).scatter_(0, rows_S.long(), routing.order_S)[:P]
+    is_real_P = torch.zeros(P + 1, device=rows_S.device).scatter_(0, rows_S.long(), 1.0)[:P]
+    return slot_P, _by_slot(rows_S, routing, first_row_G), is_real_P.unsqueeze(1)

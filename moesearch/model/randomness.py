@@ -38,13 +38,19 @@ class Place(IntEnum):
     ATTENTION_OUTPUT = 1
     EXPERT_OUTPUT = 2
     ROUTER_NOISE = 3
+    FIXED_NOISE = 4
+    INPUT_JITTER = 5
 
 
 class StepRandomness:
-    """Random numbers of one training step of R lanes; lane r's are decided by seeds_R[r] and steps_R[r] alone."""
+    """Random numbers of one training step of R lanes; lane r's are decided by seeds_R[r] and steps_R[r] alone.
 
-    def __init__(self, seeds_R: Tensor, steps_R: Tensor) -> None:
+    ``progress_R`` is the part of its budget that a lane has behind it, for noise that fades; None is the start.
+    """
+
+    def __init__(self, seeds_R: Tensor, steps_R: Tensor, progress_R: Tensor | None = None) -> None:
         self._keys_R = _mix64(_mix64(seeds_R) + _signed(_GOLDEN_64, 64) * (steps_R + 1))
+        self._progress_R = torch.zeros(len(seeds_R), device=seeds_R.device) if progress_R is None else progress_R
 
     def layers(self, num_layers: int) -> list[LayerRandomness]:
         """The randomness of each layer."""
@@ -52,7 +58,10 @@ class StepRandomness:
         keys_PR = _mix64(self._keys_R + _signed(_GOLDEN_64, 64) * places_P.unsqueeze(1))
         keys_LPR2 = keys_PR.view(torch.int32).view(num_layers, _PLACES_PER_LAYER, -1, 2)
         row_keys = RowKeys(keys_LPR2)
-        return [LayerRandomness(layer, keys_PR2, row_keys) for layer, keys_PR2 in enumerate(keys_LPR2.unbind())]
+        return [
+            LayerRandomness(layer, keys_PR2, row_keys, self._progress_R)
+            for layer, keys_PR2 in enumerate(keys_LPR2.unbind())
+        ]
 
 
 class RowKeys:
@@ -83,10 +92,12 @@ class RowKeys:
 class LayerRandomness:
     """Random numbers of one layer in one training step."""
 
-    def __init__(self, layer: int, keys_PR2: Tensor, row_keys: RowKeys) -> None:
+    def __init__(self, layer: int, keys_PR2: Tensor, row_keys: RowKeys, progress_R: Tensor) -> None:
         self._layer = layer
         self._keys_PR2 = keys_PR2
         self._row_keys = row_keys
+        self.progress_R = progress_R
+        """Part of its budget that a lane has behind it, 0 to 1."""
 
     def row_keys(self, place: Place, rows: int) -> Tensor:
         """Keys of as many rows in each lane, int32 (R, N); a row's key is the same whatever N is."""
@@ -102,11 +113,12 @@ class LayerRandomness:
         device = self._keys_PR2.device
         row_N1 = torch.arange(rows, dtype=torch.int32, device=device).unsqueeze(1) * _NOISE_COLUMNS
         index_NE = row_N1 + torch.arange(columns, dtype=torch.int32, device=device)
-        hash_RNE = _hash32(index_NE, self._keys_PR2[place][:, None, None])
-        # float32 rounds the outermost integers to +-1, where the inverse is infinite.
-        limit = 1 - 2.0**-24
-        uniform_RNE = ((hash_RNE.float() + 0.5) * 2.0**-31).clamp_(-limit, limit)
-        return torch.erfinv(uniform_RNE) * math.sqrt(2)
+        return torch.erfinv(_unit(_hash32(index_NE, self._keys_PR2[place][:, None, None]))) * math.sqrt(2)
+
+    def uniform(self, place: Place, rows: int, columns: int) -> Tensor:
+        """float32 numbers (R, N, J), uniform between -1 and 1; an entry is the same whatever the sizes are."""
+        keys_RN = self.row_keys(place, rows)
+        return _unit(_scramble(keys_RN.unsqueeze(-1) ^ _column_keys(columns, keys_RN.device)))
 
 
 class DropoutRates:
@@ -137,6 +149,13 @@ class DropoutRates:
     def mask_of(self, keys_M: Tensor, lane_M: Tensor, columns: int) -> Tensor:
         """The same for rows that belong to these lanes, float32 (M, J)."""
         return _keep(keys_M, self._thresholds_R.index_select(0, lane_M), columns)
+
+
+def _unit(hashes: Tensor) -> Tensor:
+    """int32 as float32 between -1 and 1."""
+    # float32 rounds the outermost integers to +-1, where the inverse of a distribution is infinite.
+    limit = 1 - 2.0**-24
+    return ((hashes.float() + 0.5) * 2.0**-31).clamp_(-limit, limit)
 
 
 def _keep(keys: Tensor, thresholds: Tensor, columns: int) -> Tensor:

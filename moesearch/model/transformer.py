@@ -20,7 +20,7 @@ from moesearch.model.lanes import LaneLayout
 from moesearch.model.layers import LaneEmbedding, LaneLayerNorm, LaneLinear, full_precision
 from moesearch.model.moe import MoELayer
 from moesearch.model.randomness import DropoutRates, LayerRandomness, StepRandomness
-from moesearch.model.routers import RouterLinear, Routing, TopKRouter
+from moesearch.model.routers import BalancingBias, RouterLinear, Routing, TopKRouter
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Block(nn.Module):
 
     def forward(self, x_RNC: Tensor, context: int, randomness: LayerRandomness | None) -> tuple[Tensor, Routing | None]:
         x_RNC = x_RNC + self.attention(self.attention_norm(x_RNC), context, randomness)
-        out_RNC, routing = self.moe(self.moe_norm(x_RNC), randomness)
+        out_RNC, routing = self.moe(self.moe_norm(x_RNC), context, randomness)
         return x_RNC + out_RNC, routing
 
 
@@ -96,9 +96,11 @@ class MoETransformer(nn.Module):
         )
         self.norm = LaneLayerNorm(R, model.width, device=device, dtype=dtype)
         self.head = LaneLinear(R, model.width, vocab_size, bias=True, device=device, dtype=dtype)
+        # Of every layer that routes, or of none.
+        self._balancing = tuple(module for module in self.modules() if isinstance(module, BalancingBias))
         self._parts = tuple(tuple(self._parts_of(lane)) for lane in range(R))
         for lane in range(R) if initialized_lanes is None else initialized_lanes:
-            initialize_lane(self.lane_parameters(lane), configs[lane])
+            initialize_lane(self.lane_tensors(lane), configs[lane])
 
     def forward(self, tokens_RBT: Tensor, randomness: StepRandomness | None = None) -> ModelOutput:
         """Logits of the next token; without randomness dropout and router noise are off."""
@@ -121,6 +123,16 @@ class MoETransformer(nn.Module):
             for name, module, parameter in self._parts[lane]
         }
 
+    def lane_tensors(self, lane: int) -> dict[str, Tensor]:
+        """All that training changes of this lane: its parameters, and the biases that balance its experts, as views."""
+        tensors = self.lane_parameters(lane)
+        moe = self.configs[lane].moe
+        if moe.bias_update_speed > 0 and not moe.is_dense:
+            for owner, module in self.named_modules():
+                if isinstance(module, BalancingBias):
+                    tensors[f"{owner}.expert_bias"] = lane_view(module, module.expert_bias, self.layout, lane)
+        return tensors
+
     def lane_gradients(self, lane: int) -> dict[str, Tensor]:
         """The same views of the gradients, under the same names; a backward pass must have filled them."""
         gradients = {}
@@ -129,9 +141,15 @@ class MoETransformer(nn.Module):
             gradients[name] = lane_view(module, parameter.grad, self.layout, lane)
         return gradients
 
+    def balance_experts(self, routings: Sequence[Routing], is_applied_R: Tensor) -> None:
+        """After a training step with these routings, move the balancing biases of the lanes that took the step."""
+        if self._balancing:
+            for balancing, routing in zip(self._balancing, routings, strict=True):
+                balancing.update(routing, is_applied_R)
+
     def load_lane(self, lane: int, tensors: Mapping[str, Tensor]) -> None:
         """Copy a lane's tensors in, by name; ValueError if names or shapes do not fit."""
-        own = self.lane_parameters(lane)
+        own = self.lane_tensors(lane)
         if own.keys() != tensors.keys():
             raise ValueError(f"tensors do not fit the lane: {sorted(own.keys() ^ tensors.keys())} on one side only")
         for name, tensor in own.items():
@@ -154,11 +172,11 @@ class MoETransformer(nn.Module):
 
 
 def lane_view(module: nn.Module, tensor: Tensor, layout: LaneLayout, lane: int) -> Tensor:
-    """The part of a module's parameter (or of its gradient) that belongs to one lane."""
+    """The part of a module's tensor (or of its gradient) that belongs to one lane."""
     match module:
         case PackedExperts():
             return tensor.narrow(0, layout.group_starts[lane], layout.num_experts[lane])
-        case RouterLinear():
+        case RouterLinear() | BalancingBias():
             return tensor[lane, : layout.num_experts[lane]]
         case _:
             return tensor[lane]
@@ -181,14 +199,14 @@ def replace_lane(model: MoETransformer, lane: int, config: TrialConfig) -> MoETr
     replaced = _like(model, configs, initialized_lanes=[lane])
     for other in range(len(configs)):
         if other != lane:
-            replaced.load_lane(other, model.lane_parameters(other))
+            replaced.load_lane(other, model.lane_tensors(other))
     return replaced
 
 
 def select_lane(model: MoETransformer, lane: int) -> MoETransformer:
     """A model of that lane alone, with its own copy of the tensors."""
     alone = _like(model, [model.configs[lane]], initialized_lanes=[])
-    alone.load_lane(0, model.lane_parameters(lane))
+    alone.load_lane(0, model.lane_tensors(lane))
     return alone
 
 

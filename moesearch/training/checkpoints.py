@@ -56,6 +56,7 @@ class LaneCheckpoint:
     points: tuple[EvalPoint, ...]
     """All evaluations so far; those before the last one are brief (``EvalPoint.brief``)."""
     parameters: Mapping[str, Tensor]
+    """And the biases that balance experts, which have no moments."""
     exp_avg: Mapping[str, Tensor]
     """AdamW's first moments, by the names of the parameters."""
     exp_avg_sq: Mapping[str, Tensor]

@@ -21,13 +21,13 @@ def captured_part(config: TrialConfig) -> TrialConfig:
     """What of a configuration a captured step has built in: all but what it reads from tensors.
 
     Those are initial values, seeds, window starts, learning rates and the clipping bound. The rest is shapes, constants
-    of kernels (AdamW's betas, eps and decay) and tensors of the model (dropout, noise, loss weights).
+    of kernels (AdamW's betas, eps and decay) and tensors of the model (dropout, routing, loss weights).
     """
     return config.model_copy(
         update={
             "seed": 0,
             "budget": BudgetConfig(),
-            "moe": config.moe.model_copy(update={"init": "normal", "init_std": 1.0}),
+            "moe": config.moe.model_copy(update={"init": "normal", "init_std": 1.0, "router_init_gain": 1.0}),
             "optim": config.optim.model_copy(
                 update={
                     "lr": 1.0,

@@ -25,6 +25,7 @@ class LaneTensors:
     """What training changes, by the names of the parameters."""
 
     parameters: Mapping[str, Tensor]
+    """And the biases that balance experts, which have no moments."""
     exp_avg: Mapping[str, Tensor]
     exp_avg_sq: Mapping[str, Tensor]
 
@@ -84,6 +85,7 @@ class Lane:
         return LanePlan(
             starts_SB=self._order.window_starts_range(self.step, last),
             first_step=self.step,
+            total_steps=self.num_steps,
             learning_rates=[learning_rate(self.config, step, self.num_steps) for step in range(self.step, last)],
             train_loss_sum=self.train_loss_sum,
         )

@@ -63,9 +63,9 @@ class LanePack:
         """Copy a lane's tensors in, or start it, and let it see the pack's tensors from now on."""
         optimizer = self._optimizers[place]
         if lane.tensors is None:
-            initialize_lane(optimizer.parameters, lane.config)
+            initialize_lane(self.model.lane_tensors(place), lane.config)
             optimizer.reset()
         else:
             self.model.load_lane(place, lane.tensors.parameters)
             optimizer.load(lane.step, lane.tensors.exp_avg, lane.tensors.exp_avg_sq)
-        lane.tensors = LaneTensors(optimizer.parameters, optimizer.exp_avg, optimizer.exp_avg_sq)
+        lane.tensors = LaneTensors(self.model.lane_tensors(place), optimizer.exp_avg, optimizer.exp_avg_sq)

@@ -34,6 +34,8 @@ class LanePlan:
     starts_SB: Tensor
     """Window starts, int64."""
     first_step: int
+    total_steps: int
+    """Steps of the lane's whole budget."""
     learning_rates: Sequence[float]
     train_loss_sum: float
     """Sum of the losses since the last milestone, to be continued: so a resumed run adds in the same order."""
@@ -65,6 +67,7 @@ class TrainStep:
         self._weights = LossWeights.of(model.configs, device)
         self._starts_SRB = torch.zeros(MAX_PLANNED_STEPS, R, B, dtype=torch.int64, device=device)
         self._steps_SR = torch.zeros(MAX_PLANNED_STEPS, R, dtype=torch.int64, device=device)
+        self._progress_SR = torch.zeros(MAX_PLANNED_STEPS, R, device=device)
         self._lr_SR = torch.zeros(MAX_PLANNED_STEPS, R, device=device)
         self._cursor_1 = torch.zeros(1, dtype=torch.int64, device=device)
         self._is_alive_R = torch.ones(R, dtype=torch.bool, device=device)
@@ -85,6 +88,8 @@ class TrainStep:
         steps_S = torch.arange(num_steps)
         self._starts_SRB[:num_steps] = torch.stack([plan.starts_SB for plan in plans], 1)
         self._steps_SR[:num_steps] = torch.stack([plan.first_step + steps_S for plan in plans], 1)
+        progress = [(plan.first_step + steps_S).double() / plan.total_steps for plan in plans]
+        self._progress_SR[:num_steps] = torch.stack(progress, 1)
         self._lr_SR[:num_steps] = torch.tensor([plan.learning_rates for plan in plans]).T
         self._loss_sum_R.copy_(torch.tensor([plan.train_loss_sum for plan in plans], dtype=torch.float64))
         self._cursor_1.zero_()
@@ -95,13 +100,15 @@ class TrainStep:
         """Do the next planned step."""
         starts_RB = self._starts_SRB.index_select(0, self._cursor_1).squeeze(0)
         steps_R = self._steps_SR.index_select(0, self._cursor_1).squeeze(0)
+        progress_R = self._progress_SR.index_select(0, self._cursor_1).squeeze(0)
         lr_R = self._lr_SR.index_select(0, self._cursor_1).squeeze(0)
         tokens_RBT1 = self._tokens_N[starts_RB.unsqueeze(2) + self._offsets_T1]
-        output = self._model(tokens_RBT1[..., :-1], StepRandomness(self._seeds_R, steps_R))
+        output = self._model(tokens_RBT1[..., :-1], StepRandomness(self._seeds_R, steps_R, progress_R))
         losses = training_losses(output, tokens_RBT1[..., 1:], self._weights)
         # Lanes share no parameter, so the gradient of the sum is each lane's own, whatever the others' losses are.
         torch.autograd.backward(losses.total_R.sum())
         self._apply(lr_R, losses.total_R.detach(), losses.language_model_R.detach())
+        self._model.balance_experts(output.routings, self._is_alive_R)
         # Without a gradient to add to, autograd hands its own buffer over: no clearing, no addition. And until the next
         # backward pass gradients take no memory.
         for parameter in self._parameters:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from moesearch.config.trial import TrialConfig
 from moesearch.data.tokens import TokenData, check_length
@@ -256,11 +257,18 @@ class LaneTrainer:
         model = MoETransformer(
             [config], self._tokens.vocab_size, device="meta", expert_backend="loop", initialized_lanes=()
         )
-        expected = model.lane_parameters(0)
-        shapes = {name: tensor.shape for name, tensor in expected.items()}
-        for group in (checkpoint.parameters, checkpoint.exp_avg, checkpoint.exp_avg_sq):
-            if {name: tensor.shape for name, tensor in group.items()} != shapes:
+        moments = model.lane_parameters(0)
+        for held, expected in (
+            (checkpoint.parameters, model.lane_tensors(0)),
+            (checkpoint.exp_avg, moments),
+            (checkpoint.exp_avg_sq, moments),
+        ):
+            if _shapes(held) != _shapes(expected):
                 raise CheckpointError("the checkpoint's tensors are of another model; start from step 0")
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 @contextmanager

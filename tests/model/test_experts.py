@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moesearch.config.trial import TrialConfig
+from moesearch.config.trial import MoEConfig, TrialConfig
 from moesearch.model.experts import PackedExperts
 from moesearch.model.lanes import LaneLayout
 from moesearch.model.randomness import DropoutRates
@@ -19,14 +19,19 @@ def routing_to(experts: list[list[int]], num_experts: int) -> Routing:
     """A routing of one lane in which token n goes to ``experts[n]``, its first choice most of all."""
     top_k = len(experts[0])
     router = TopKRouter(
-        LaneLayout((num_experts,), (top_k,)), num_experts, [False], device=torch.device("cpu"), dtype=torch.float64
+        LaneLayout((num_experts,), (top_k,)),
+        num_experts,
+        [MoEConfig(noise=False)],
+        len(experts),
+        device=torch.device("cpu"),
+        dtype=torch.float64,
     )
     router.logits.weight.data.copy_(torch.eye(num_experts)[None])
     wishes_NE = torch.zeros(1, len(experts), num_experts, dtype=torch.float64)
     for token, chosen in enumerate(experts):
         for rank, expert in enumerate(chosen):
             wishes_NE[0, token, expert] = top_k - rank
-    routing: Routing = router(wishes_NE, None)
+    routing: Routing = router(wishes_NE, len(experts), None)
     return routing
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from moesearch.model.lanes import LaneLayout
+from moesearch.config.trial import MoEConfig
 from moesearch.model.losses import (
     LossWeights,
     language_model_losses,
@@ -13,45 +13,30 @@ from moesearch.model.losses import (
     router_z_loss,
     training_losses,
 )
-from moesearch.model.routers import Routing, TopKRouter
-from tests.model.tiny import VOCAB_SIZE, model_of, tokens_for, trial
+from tests.model.tiny import VOCAB_SIZE, model_of, routing_of, tokens_for, trial
 
 
-def routing_of(logits_RNE: torch.Tensor, layout: LaneLayout) -> Routing:
-    """The routing of given logits."""
-    R, _, E = logits_RNE.shape
-    router = TopKRouter(layout, E, [False] * R, device=torch.device("cpu"), dtype=torch.float32)
-    router.logits.weight.data.copy_(torch.eye(E).expand(R, E, E))
-    with torch.no_grad():
-        routing: Routing = router(logits_RNE, None)
-    return routing
-
-
-@pytest.mark.parametrize(("num_experts", "top_k"), [(2, 1), (4, 2), (8, 8), (16, 3)])
-def test_load_balancing_loss_is_one_at_perfect_balance(num_experts: int, top_k: int) -> None:
-    # Token n prefers expert n, then n + 1, …: each expert is chosen equally often, and equally likely on average.
-    preferences = -((torch.arange(num_experts) - torch.arange(num_experts)[:, None]) % num_experts).float()
-    routing = routing_of(preferences[None], LaneLayout((num_experts,), (top_k,)))
-    assert float(load_balancing_loss(routing)) == pytest.approx(1, rel=1e-5)
+def moe(num_experts: int, top_k: int) -> MoEConfig:
+    return MoEConfig(num_experts=num_experts, top_k=top_k, noise=False)
 
 
 def test_load_balancing_loss_is_the_number_of_experts_at_collapse() -> None:
     logits = torch.zeros(1, 12, 6)
     logits[..., 2] = 50
-    assert float(load_balancing_loss(routing_of(logits, LaneLayout((6,), (1,))))) == pytest.approx(6)
+    assert float(load_balancing_loss(routing_of(logits, moe(6, 1)))) == pytest.approx(6)
 
 
 def test_router_losses_of_a_lane_do_not_count_experts_that_it_lacks() -> None:
     logits = torch.randn(2, 12, 6)
-    together = routing_of(logits, LaneLayout((6, 3), (2, 1)))
-    alone = routing_of(logits[1:, :, :3], LaneLayout((3,), (1,)))
+    together = routing_of(logits, moe(6, 2), moe(3, 1))
+    alone = routing_of(logits[1:, :, :3], moe(3, 1))
     for loss in (load_balancing_loss, router_z_loss):
         assert float(loss(together)[1]) == pytest.approx(float(loss(alone)[0]))
 
 
 def test_router_z_loss_is_the_mean_square_of_the_log_partition() -> None:
     logits = torch.full((1, 5, 4), 3.0)
-    routing = routing_of(logits, LaneLayout((4,), (1,)))
+    routing = routing_of(logits, moe(4, 1))
     assert float(router_z_loss(routing)) == pytest.approx((3 + math.log(4)) ** 2)
 
 

@@ -3,9 +3,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moesearch.config.trial import MoEConfig
 from moesearch.model.lanes import LaneLayout
 from moesearch.model.randomness import LayerRandomness, StepRandomness
-from moesearch.model.routers import Routing, TopKRouter, slots_of, sort_by_group
+from moesearch.model.routers import Routing, TopKRouter
+from moesearch.model.slots import slots_of, sort_by_group
 
 LAYOUT = LaneLayout((4, 2, 7), (2, 1, 3))
 WIDTH, TOKENS = 5, 40
@@ -13,7 +15,8 @@ WIDTH, TOKENS = 5, 40
 
 def router(layout: LaneLayout = LAYOUT, *, noise: tuple[bool, ...] = (False, False, False)) -> TopKRouter:
     torch.manual_seed(0)
-    made = TopKRouter(layout, WIDTH, noise, device=torch.device("cpu"), dtype=torch.float32)
+    lanes = [MoEConfig(noise=is_noisy) for is_noisy in noise]
+    made = TopKRouter(layout, WIDTH, lanes, TOKENS, device=torch.device("cpu"), dtype=torch.float32)
     for parameter in made.parameters():
         parameter.data.normal_()
     return made
@@ -28,7 +31,7 @@ def randomness(step: int = 0) -> LayerRandomness:
 
 
 def test_gates_sum_to_one_over_a_lanes_own_ranks() -> None:
-    routing: Routing = router()(inputs(), None)
+    routing: Routing = router()(inputs(), TOKENS, None)
     torch.testing.assert_close(routing.gates_RNK.sum(-1), torch.ones(3, TOKENS))
     for lane, top_k in enumerate(LAYOUT.top_k):
         assert (routing.gates_RNK[lane, :, :top_k] > 0).all()
@@ -36,21 +39,21 @@ def test_gates_sum_to_one_over_a_lanes_own_ranks() -> None:
 
 
 def test_the_chosen_experts_are_those_with_the_largest_logits() -> None:
-    routing: Routing = router()(inputs(), None)
+    routing: Routing = router()(inputs(), TOKENS, None)
     for lane, top_k in enumerate(LAYOUT.top_k):
         ranked = routing.logits_RNE[lane].argsort(-1, descending=True)[:, :top_k]
         assert torch.equal(routing.experts_RNK[lane, :, :top_k], ranked)
 
 
 def test_a_lane_never_chooses_an_expert_that_it_lacks() -> None:
-    routing: Routing = router()(inputs(), None)
+    routing: Routing = router()(inputs(), TOKENS, None)
     for lane, (num_experts, top_k) in enumerate(zip(LAYOUT.num_experts, LAYOUT.top_k, strict=True)):
         assert int(routing.experts_RNK[lane, :, :top_k].max()) < num_experts
         assert (routing.logits_RNE[lane, :, num_experts:] == float("-inf")).all()
 
 
 def test_counts_are_those_of_the_chosen_experts() -> None:
-    routing: Routing = router()(inputs(), None)
+    routing: Routing = router()(inputs(), TOKENS, None)
     for lane, (num_experts, top_k) in enumerate(zip(LAYOUT.num_experts, LAYOUT.top_k, strict=True)):
         counted = torch.bincount(routing.experts_RNK[lane, :, :top_k].flatten(), minlength=LAYOUT.max_experts)
         assert routing.counts_RE()[lane].tolist() == counted.tolist()
@@ -60,8 +63,8 @@ def test_counts_are_those_of_the_chosen_experts() -> None:
 
 def test_noise_is_learned_and_belongs_to_the_lanes_that_want_it() -> None:
     noisy = router(noise=(True, False, True))
-    routing: Routing = noisy(inputs(), randomness())
-    silent: Routing = noisy(inputs(), None)
+    routing: Routing = noisy(inputs(), TOKENS, randomness())
+    silent: Routing = noisy(inputs(), TOKENS, None)
     torch.testing.assert_close(routing.logits_RNE, silent.logits_RNE)
     changed = (routing.gates_RNK != silent.gates_RNK).flatten(1).any(1)
     assert changed.tolist() == [True, False, True]
@@ -82,7 +85,7 @@ def test_noise_has_the_scale_that_the_second_map_gives() -> None:
     draws = []
     for step in range(60):
         layer = StepRandomness(torch.tensor([1]), torch.tensor([step])).layers(1)[0]
-        routing: Routing = noisy(inputs(1), layer)
+        routing: Routing = noisy(inputs(1), TOKENS, layer)
         # All experts are chosen, so gates are a softmax of the noise: differences of logs give it back.
         logs_NK = routing.gates_RNK[0].log()
         by_expert_NE = torch.zeros(TOKENS, 6).scatter(1, routing.experts_RNK[0], logs_NK)
@@ -105,8 +108,8 @@ def test_slots_made_in_inference_mode_serve_training() -> None:
     made = router(layout, noise=(False, False))
     x_RNC = inputs(2)[:, :37]
     with torch.inference_mode():
-        made(x_RNC, None)
-    routing: Routing = made(x_RNC, None)
+        made(x_RNC, 37, None)
+    routing: Routing = made(x_RNC, 37, None)
     routing.gates_S().sum().backward()  # type: ignore[no-untyped-call]
 
 

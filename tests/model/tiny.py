@@ -9,8 +9,10 @@ from torch import Tensor
 
 from moesearch.config.resolve import resolve
 from moesearch.config.trial import DataConfig, ModelConfig, MoEConfig, TrialConfig
+from moesearch.model.lanes import LaneLayout
 from moesearch.model.losses import LossWeights, training_losses
 from moesearch.model.randomness import StepRandomness
+from moesearch.model.routers import Routing, TopKRouter
 from moesearch.model.transformer import MoETransformer
 
 VOCAB_SIZE = 11
@@ -41,6 +43,23 @@ def mixed_trials() -> list[TrialConfig]:
 
 def model_of(*configs: TrialConfig, backend: str = "grouped", dtype: torch.dtype = torch.float32) -> MoETransformer:
     return MoETransformer(configs, VOCAB_SIZE, dtype=dtype, expert_backend=backend)  # type: ignore[arg-type]
+
+
+def routing_of(
+    logits_RNE: Tensor, *lanes: MoEConfig, context: int | None = None, bias_RE: Tensor | None = None
+) -> Routing:
+    """The routing in evaluation of given logits, in one sequence per lane or in sequences of ``context`` tokens."""
+    R, N, E = logits_RNE.shape
+    layout = LaneLayout(tuple(moe.num_experts for moe in lanes), tuple(moe.top_k for moe in lanes))
+    context = context or N
+    router = TopKRouter(layout, E, lanes, context, device=torch.device("cpu"), dtype=torch.float32)
+    router.logits.weight.data.copy_(torch.eye(E).expand(R, E, E))
+    if bias_RE is not None:
+        assert router.balancing is not None
+        router.balancing.expert_bias.copy_(bias_RE)
+    with torch.no_grad():
+        routing: Routing = router(logits_RNE, context, None)
+    return routing
 
 
 def tokens_for(configs: Sequence[TrialConfig], context: int = 8) -> Tensor:

@@ -26,12 +26,23 @@ FREE: dict[str, object] = {
     "optim.decay_fraction": 0.5,
     "moe.init": "xavier_normal",
     "moe.init_std": 0.5,
+    "moe.router_init_gain": 0.5,
 }
 # Lane fields that are shapes, constants of kernels or tensors of the model: a refill captures anew.
 BUILT_IN: dict[str, object] = {
     "moe.num_experts": 5,
     "moe.top_k": 1,
+    "moe.router": "sigmoid",
+    "moe.route_norm": False,
+    "moe.route_scale": 0.5,
     "moe.noise": True,
+    "moe.noise_std": 0.5,
+    "moe.noise_decay_fraction": 0.5,
+    "moe.input_jitter": 0.5,
+    "moe.bias_update_speed": 0.5,
+    "moe.capacity_factor": 0.5,
+    "moe.eval_capacity_factor": 0.5,
+    "moe.drop_policy": "score",
     "moe.load_balancing_loss_weight": 0.5,
     "moe.router_z_loss_weight": 0.5,
     "model.dropout": 0.5,

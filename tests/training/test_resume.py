@@ -18,6 +18,11 @@ FULL: Mapping[str, object] = {
     "optim.warmup_tokens": 100,
     "optim.grad_clip": 1.0,
     "moe.load_balancing_loss_weight": 0.01,
+    "moe.router": "sigmoid",
+    "moe.noise_std": 0.5,
+    "moe.input_jitter": 0.1,
+    "moe.bias_update_speed": 0.01,
+    "moe.capacity_factor": 1.0,
 }
 
 
