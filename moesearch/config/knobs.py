@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from moesearch.config.trial import WHOLE, Section
+from moesearch.config.section import WHOLE, Section
 
 Choice = Annotated[
     bool | int | float | str | None, Field(json_schema_extra={"expected": "a number, text, true, false or null"})

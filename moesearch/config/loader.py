@@ -15,8 +15,9 @@ from moesearch.config.document import Document, FieldPath, read_document
 from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob
 from moesearch.config.messages import Finding, did_you_mean, findings, shown
 from moesearch.config.resolve import field_names
+from moesearch.config.section import Section
 from moesearch.config.study import StudyConfig
-from moesearch.config.trial import Section, TrialConfig
+from moesearch.config.trial import TrialConfig
 from moesearch.errors import Problem, StudyFileError
 
 MAX_BYTES = 256 * 1024

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from moesearch.config.document import FieldPath, dotted
-from moesearch.config.trial import BROKEN_RULE
+from moesearch.config.section import BROKEN_RULE
 
 JsonSchema = Mapping[str, Any]
 

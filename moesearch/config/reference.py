@@ -10,8 +10,9 @@ from moesearch.config.checks import NOT_SEARCHED
 from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob
 from moesearch.config.messages import expectation, shown
 from moesearch.config.resolve import field_names, is_lane_field
+from moesearch.config.section import Section
 from moesearch.config.study import StudyConfig
-from moesearch.config.trial import Section, TrialConfig
+from moesearch.config.trial import TrialConfig
 
 REGENERATE = "python -m moesearch.reference > docs/reference.md"
 

@@ -11,7 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from moesearch.config.messages import JsonSchema, did_you_mean, findings, must_be
-from moesearch.config.trial import LANE, Section, TrialConfig
+from moesearch.config.section import LANE, Section
+from moesearch.config.trial import TrialConfig
 from moesearch.errors import InfeasibleError
 
 

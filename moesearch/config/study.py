@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from moesearch.config.knobs import Choice, Knob
-from moesearch.config.trial import WHOLE, Section, TrialConfig
+from moesearch.config.section import WHOLE, Section
+from moesearch.config.trial import TrialConfig
 
 Objective = Literal["val_loss", "val_bpb"]
 

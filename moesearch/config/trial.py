@@ -2,9 +2,6 @@
 
 Defaults are the makeMoE article's run, except for three that it would call quirks: attention is scaled by the
 head's width, noise is off in evaluation, and the corpus needs no download.
-
-A rule that holds across fields stands in ``broken_rules`` of the section that it is about, once, for the base of a
-study and for every proposal alike.
 """
 
 from __future__ import annotations
@@ -12,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
+
+from moesearch.config.section import LANE, WHOLE, Section
 
 Init = Literal["kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "normal"]
 Schedule = Literal["constant", "cosine", "wsd"]
@@ -56,45 +54,10 @@ _FIRST_FIELDS: Mapping[str, frozenset[str]] = {
     "budget": frozenset({"steps", "tokens", "active_flops", "milestones"}),
 }
 
-BROKEN_RULE = "broken_rule"
-"""Type of the pydantic error that carries the sentences of ``broken_rules``."""
-
 BUDGET_UNITS = ("steps", "tokens", "active_flops")
 
 FEED_FORWARD_FIELDS = ("num_experts", "top_k", "expert_hidden_dim", "init", "init_std")
 """Fields of ``moe`` that a dense layer reads; the others are a router's."""
-
-# A lane knob changes no tensor shape of another lane, so trials that differ in it train side by side in one model.
-# A shape knob starts another shape family. The mark is read by `is_lane_field`, `--dry-run` and the reference.
-LANE = Field(json_schema_extra={"lane": True})
-
-
-def _whole(value: object) -> object:
-    """YAML reads 1e6 as a real number; where a whole number is due, it is one."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-WHOLE = BeforeValidator(_whole)
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, strict (a bool is no number, "8" is text), and a misspelt field is an error."""
-
-    model_config = ConfigDict(
-        frozen=True, strict=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-    def broken_rules(self) -> Iterator[tuple[str, str]]:
-        """Rules across fields that do not hold: (section they are about, or "" for this one; sentence)."""
-        return iter(())
-
-    @model_validator(mode="after")
-    def _keep_rules(self) -> Self:
-        broken = list(self.broken_rules())
-        if broken:
-            text = "; ".join(f"{section}: {sentence}" if section else sentence for section, sentence in broken)
-            raise PydanticCustomError(BROKEN_RULE, "{text}", {"text": text, "broken": broken})
-        return self
 
 
 class ModelConfig(Section):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from optuna.trial import FrozenTrial
 
 from moesearch.config.dumper import dump_yaml
-from moesearch.config.trial import TrialConfig
+from moesearch.config.trial import MoEConfig, TrialConfig
 from moesearch.errors import UnknownStudyError
 from moesearch.results import records
 from moesearch.results.frames import as_utc, last_point, outcome_of
@@ -180,14 +180,56 @@ def _architecture(config: TrialConfig) -> dict[str, Any]:
         "embeddings": "token + learned position, not tied to the head",
         "biases": "none on query, key and value; on every other linear map",
         "expert": f"linear {config.model.width} -> {config.expert_hidden_dim}, ReLU, linear back, dropout",
-        "router": "float32 softmax over the top_k logits, so gates sum to 1"
-        + ("; noise in training only: logits + normal * softplus(noise logits)" if config.moe.noise else ""),
-        "capacity": "dropless: every token reaches its experts",
+        "router": _router(config.moe),
+        "capacity": _capacity(config.moe),
         "load_balancing_loss": "1 at perfect balance for every num_experts and top_k",
         "dropout_places": "attention weights, after the attention projection, after each expert",
         "init": f"{config.moe.init}{std} on every linear weight (attention, router, experts, head); biases uniform "
         "within fan_in^-0.5; embeddings standard normal",
     }
+
+
+def _router(moe: MoEConfig) -> str:
+    """How experts are chosen and weighted."""
+    if moe.is_dense:
+        return "none: one expert, which every token passes through"
+    match moe.router:
+        case "softmax_after":
+            form = "softmax over the top_k logits, so gates sum to 1"
+        case "softmax_before":
+            form = "softmax over all logits; the top_k of them are the gates"
+        case "sigmoid":
+            form = "sigmoid of each logit; the top_k of them are the gates"
+        case "expert_choice":
+            raise AssertionError("refused as a configuration")
+        case unknown:
+            assert_never(unknown)
+    parts = [f"float32 {form}"]
+    if moe.router != "softmax_after" and moe.route_norm:
+        parts.append("gates divided by their sum")
+    if moe.route_scale != 1:
+        parts.append(f"gates times {moe.route_scale:g}")
+    if moe.noise:
+        parts.append("noise in training only: logits + normal * softplus(noise logits)")
+    if moe.noise_std:
+        parts.append("noise in training only: logits + normal * noise_std, fading over noise_decay_fraction")
+    if moe.input_jitter:
+        parts.append("router input times uniform 1 +- input_jitter in training only")
+    if moe.bias_update_speed:
+        parts.append("a bias per expert is added to scores for the choice only, in training and evaluation")
+    return "; ".join(parts)
+
+
+def _capacity(moe: MoEConfig) -> str:
+    """Whether and how tokens are dropped."""
+    factors = dict(zip(("training", "evaluation"), moe.capacity_factors, strict=True))
+    if not any(factors.values()):
+        return "dropless: every token reaches its experts"
+    places = "; ".join(f"{when} {'dropless' if f is None else f'{f:g}'}" for when, f in factors.items())
+    return (
+        f"ceil(factor * context * top_k / num_experts) places of an expert in each sequence, by {moe.drop_policy}, "
+        f"causally; dropped tokens pass on the residual stream; factor in {places}"
+    )
 
 
 def _measured(results: StudyResults, trial: FrozenTrial | None) -> dict[str, Any]:

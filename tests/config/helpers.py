@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from moesearch.config.loader import load_study
-from moesearch.config.trial import Section
+from moesearch.config.section import Section
 from moesearch.errors import StudyFileError
 
 STUDY = """\

@@ -79,6 +79,17 @@ def test_any_field_that_is_read_changes_the_fingerprint() -> None:
     assert TrialConfig(moe=MoEConfig(top_k=1)).fingerprint() != TrialConfig().fingerprint()
     normal = [TrialConfig(moe=MoEConfig(init="normal", init_std=std)).fingerprint() for std in (0.02, 0.1)]
     assert normal[0] != normal[1]
+    unlike = [
+        MoEConfig(router="sigmoid"),
+        MoEConfig(router="sigmoid", route_norm=False),
+        MoEConfig(router="softmax_before", route_norm=False),
+        MoEConfig(noise_std=0.1),
+        MoEConfig(noise_std=0.1, noise_decay_fraction=None),
+        MoEConfig(capacity_factor=1.0),
+        MoEConfig(capacity_factor=1.0, drop_policy="score"),
+        MoEConfig(capacity_factor=1.0, eval_capacity_factor=2.0),
+    ]
+    assert len({TrialConfig(moe=moe).fingerprint() for moe in unlike}) == len(unlike)
 
 
 def test_a_default_written_out_keeps_the_fingerprint() -> None:
@@ -90,6 +101,10 @@ def test_a_default_written_out_keeps_the_fingerprint() -> None:
     [
         TrialConfig(moe=MoEConfig(init_std=0.1)),
         TrialConfig(optim=OptimConfig(decay_fraction=0.5, final_lr_fraction=0.5)),
+        TrialConfig(moe=MoEConfig(route_norm=False)),
+        TrialConfig(moe=MoEConfig(router="softmax_before")),
+        TrialConfig(moe=MoEConfig(noise_decay_fraction=0.5)),
+        TrialConfig(moe=MoEConfig(drop_policy="score", eval_capacity_factor=None)),
     ],
 )
 def test_a_field_that_nothing_reads_keeps_the_fingerprint(trial: TrialConfig) -> None:

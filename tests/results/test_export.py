@@ -4,8 +4,9 @@ import pytest
 
 from moesearch import export
 from moesearch.config.loader import load_trial
+from moesearch.config.trial import MoEConfig, TrialConfig
 from moesearch.errors import InputError, UnknownStudyError
-from moesearch.results.provenance import choose, export_yaml
+from moesearch.results.provenance import _architecture, choose, export_yaml
 from moesearch.results.study import read_study
 from moesearch.search.storage import open_storage
 from tests.results.stores import BASE_PARAMS, LEADERS, StoreBuilder, finished_study
@@ -72,6 +73,17 @@ def test_an_infeasible_trial_has_nothing_to_export() -> None:
 )
 def test_provenance_says_what_a_rerun_elsewhere_needs(fact: str) -> None:
     assert fact in export_yaml(read_study(finished_study().storage, "experts_topk"))
+
+
+def test_provenance_says_how_tokens_are_routed_and_dropped() -> None:
+    moe = MoEConfig(router="sigmoid", route_scale=2.5, bias_update_speed=0.001, noise=False, capacity_factor=1.25)
+    facts = _architecture(TrialConfig(moe=moe))
+    assert facts["router"] == (
+        "float32 sigmoid of each logit; the top_k of them are the gates; gates divided by their sum; gates times 2.5; "
+        "a bias per expert is added to scores for the choice only, in training and evaluation"
+    )
+    assert "by position, causally" in facts["capacity"]
+    assert facts["capacity"].endswith("factor in training 1.25; evaluation 1.25")
 
 
 def stored(tmp_path: Path) -> list[str]:
