@@ -76,6 +76,16 @@ class Routing:
         kept_R = self.ends_G[self.slots.groups_RE[:, -1]].diff(prepend=self.ends_G.new_zeros(1))
         return 1 - kept_R / self.slots.slots_per_lane_R1.squeeze(1)
 
+    def bias_range_R(self) -> Tensor:
+        """Largest less smallest balancing bias of each lane's experts, float32; 0 where a lane has none."""
+        if self.bias_RE is None:
+            return torch.zeros(self.layout.num_lanes, device=self.ends_G.device)
+        low_RE = high_RE = self.bias_RE
+        if self.slots.is_absent_R1E is not None:
+            is_absent_RE = self.slots.is_absent_R1E.squeeze(1)
+            low_RE, high_RE = (low_RE.masked_fill(is_absent_RE, sign * math.inf) for sign in (1, -1))
+        return high_RE.amax(1) - low_RE.amin(1)
+
 
 class RouterLinear(nn.Module):
     """A linear map per lane to as many logits as the lane has experts, in float32.

@@ -22,6 +22,8 @@ class _Sum(IntEnum):
     ENTROPY = 0
     TOP1_PROBABILITY = 1
     SQUARED_LOGITS = 2
+    DROPPED_FRACTION = 3
+    BIAS_RANGE = 4
 
 
 class RouterStats:
@@ -36,20 +38,21 @@ class RouterStats:
         if not routings:
             return
         logits_LRNE = torch.stack([routing.logits_RNE for routing in routings])
-        log_total_LRN1 = logits_LRNE.logsumexp(-1, keepdim=True)
-        probabilities_LRNE = (logits_LRNE - log_total_LRN1).exp_()
+        probabilities_LRNE = torch.stack([routing.probabilities_RNE() for routing in routings])
         is_absent_R1E = routings[0].slots.is_absent_R1E
-        # An expert that a lane lacks has the logit -inf and the probability 0, whose product would be no number.
+        # An expert that a lane lacks has the logit -inf.
         finite_LRNE = logits_LRNE if is_absent_R1E is None else logits_LRNE.masked_fill(is_absent_R1E, 0.0)
-        entropy_LR = (log_total_LRN1.squeeze(-1) - torch.linalg.vecdot(probabilities_LRNE, finite_LRNE)).sum(-1)
-        batch_LRA = torch.cat(
-            [
-                torch.stack([entropy_LR, probabilities_LRNE.amax(-1).sum(-1), finite_LRNE.square().sum((-2, -1))], -1),
-                torch.stack([routing.counts_RE() for routing in routings]),
-            ],
-            -1,
-        )
-        self._num_tokens += logits_LRNE.shape[2]
+        num_tokens = logits_LRNE.shape[2]
+        sums = [
+            torch.special.entr(probabilities_LRNE).sum((-2, -1)),
+            probabilities_LRNE.amax(-1).sum(-1),
+            finite_LRNE.square().sum((-2, -1)),
+            num_tokens * torch.stack([routing.dropped_fraction_R() for routing in routings]),
+            num_tokens * torch.stack([routing.bias_range_R() for routing in routings]),
+        ]
+        counts_LRE = torch.stack([routing.counts_RE() for routing in routings])
+        batch_LRA = torch.cat([torch.stack(sums, -1), counts_LRE], -1)
+        self._num_tokens += num_tokens
         # In float64, since float32 cannot count past 2**24 slots one batch at a time.
         self._sums_LRA = batch_LRA.double() if self._sums_LRA is None else self._sums_LRA.add_(batch_LRA)
 
@@ -78,11 +81,11 @@ def _layer_health(sums: Sequence[float], num_experts: int, num_tokens: int) -> L
         load_entropy=_relative_entropy(load),
         max_vio=max(load) * num_experts - 1,
         dead_experts=sum(share * num_experts < DEAD_LOAD for share in load),
-        dropped_fraction=0.0,
+        dropped_fraction=sums[_Sum.DROPPED_FRACTION] / num_tokens,
         router_entropy=sums[_Sum.ENTROPY] / num_tokens,
         top1_probability=sums[_Sum.TOP1_PROBABILITY] / num_tokens,
         router_logit_rms=math.sqrt(sums[_Sum.SQUARED_LOGITS] / (num_tokens * num_experts)),
-        bias_range=0.0,
+        bias_range=sums[_Sum.BIAS_RANGE] / num_tokens,
     )
 
 

@@ -13,7 +13,7 @@ from moesearch.model.cost import flops_per_token
 from moesearch.model.generation import generate
 from moesearch.model.products import lay_out
 from moesearch.model.routers import Routing
-from tests.model.tiny import VOCAB_SIZE, model_of, routing_of, tokens_for, trial
+from tests.model.tiny import VOCAB_SIZE, first_moe, model_of, routing_of, tokens_for, trial
 
 
 def moe(num_experts: int = 2, top_k: int = 1, **settings: Any) -> MoEConfig:
@@ -82,7 +82,7 @@ def test_evaluation_has_a_factor_of_its_own() -> None:
 
 def test_a_dropped_token_passes_by_the_residual_stream_alone() -> None:
     config = trial({"moe.capacity_factor": 0.1, "moe.top_k": 1, "moe.num_experts": 2, "model.num_layers": 1})
-    layer = model_of(config).layers[0].moe
+    layer = first_moe(model_of(config))
     x_RNC = torch.randn(1, 24, 16, generator=torch.Generator().manual_seed(0))
     out_RNC, routing = layer(x_RNC, 8, None)
     assert 0 < sum(kept(routing)) < 24

@@ -13,7 +13,7 @@ from moesearch.config.trial import MoEConfig
 from moesearch.model.lanes import LaneLayout
 from moesearch.model.randomness import LayerRandomness, StepRandomness
 from moesearch.model.routers import BalancingBias, Routing, TopKRouter
-from tests.model.tiny import model_of, randomness_for, routing_of, tokens_for, trial
+from tests.model.tiny import first_moe, model_of, randomness_for, routing_of, tokens_for, trial
 
 LOGITS = torch.tensor([[[1.0, 3.0, 0.5, 2.0], [0.0, -1.0, -2.0, 4.0]]])
 
@@ -157,7 +157,8 @@ def test_jitter_does_not_change_what_the_experts_see() -> None:
     config = trial({"moe.num_experts": 1, "moe.top_k": 1})
     # One expert beside a lane of more: the gate is 1 whatever the router sees.
     beside = trial({"moe.input_jitter": 0.5, "moe.top_k": 4}, seed=1)
-    layer = model_of(config, beside).layers[0].moe
+    layer = first_moe(model_of(config, beside))
+    assert layer.router is not None
     layer.router.logits.weight.data.zero_()
     x_RNC = torch.randn(2, 8, 16)
     jittered, silent = (layer(x_RNC, 8, given)[0] for given in (layer_randomness(lanes=2), None))
@@ -181,7 +182,8 @@ def test_the_router_is_float32_also_with_bfloat16_products(params: dict[str, obj
     for routing in model(tokens_for([config], context=7), randomness_for([config])).routings:
         assert routing.logits_RNE.dtype == torch.float32
         assert routing.gates_RNK.dtype == torch.float32
-    router = model.layers[0].moe.router
+    router = first_moe(model).router
+    assert router is not None
     x_RNC = torch.randn(1, 8, 16)
     exact = x_RNC.double() @ router.logits.weight.double().mT + router.logits.bias.double()
     torch.testing.assert_close(router(x_RNC, 8, None).logits_RNE, exact.float(), rtol=1e-5, atol=1e-6)

@@ -57,7 +57,7 @@ def _pairs(case: tuple[str, ...]) -> set[tuple[str, str]]:
 def _covering() -> list[tuple[str, ...]]:
     """Few cases that hold every pair of settings: the one with the most new pairs, again and again."""
     missing = set().union(*map(_pairs, product(*_NAMES)))
-    chosen = []
+    chosen: list[tuple[str, ...]] = []
     while missing:
         chosen.append(max(product(*_NAMES), key=lambda case: len(missing & _pairs(case))))
         missing -= _pairs(chosen[-1])

@@ -11,6 +11,7 @@ from moesearch.config.resolve import resolve
 from moesearch.config.trial import DataConfig, ModelConfig, MoEConfig, TrialConfig
 from moesearch.model.lanes import LaneLayout
 from moesearch.model.losses import LossWeights, training_losses
+from moesearch.model.moe import MoELayer
 from moesearch.model.randomness import StepRandomness
 from moesearch.model.routers import Routing, TopKRouter
 from moesearch.model.transformer import MoETransformer
@@ -45,6 +46,12 @@ def model_of(*configs: TrialConfig, backend: str = "grouped", dtype: torch.dtype
     return MoETransformer(configs, VOCAB_SIZE, dtype=dtype, expert_backend=backend)  # type: ignore[arg-type]
 
 
+def first_moe(model: MoETransformer) -> MoELayer:
+    layer = model.get_submodule("layers.0.moe")
+    assert isinstance(layer, MoELayer)
+    return layer
+
+
 def routing_of(
     logits_RNE: Tensor, *lanes: MoEConfig, context: int | None = None, bias_RE: Tensor | None = None
 ) -> Routing:
@@ -52,7 +59,7 @@ def routing_of(
     R, N, E = logits_RNE.shape
     layout = LaneLayout(tuple(moe.num_experts for moe in lanes), tuple(moe.top_k for moe in lanes))
     context = context or N
-    router = TopKRouter(layout, E, lanes, context, device=torch.device("cpu"), dtype=torch.float32)
+    router = TopKRouter(layout, E, lanes, context, device=torch.device("cpu"), dtype=logits_RNE.dtype)
     router.logits.weight.data.copy_(torch.eye(E).expand(R, E, E))
     if bias_RE is not None:
         assert router.balancing is not None

@@ -9,23 +9,20 @@ import torch
 from torch import Tensor
 
 from moesearch.config.quantities import ROUTER_QUANTITIES
-from moesearch.model.lanes import LaneLayout
-from moesearch.model.routers import Routing, TopKRouter
+from moesearch.config.trial import MoEConfig
+from moesearch.model.routers import Routing
 from moesearch.training.points import EvalPoint, RouterHealth
 from moesearch.training.router_stats import RouterStats
+from tests.model.tiny import routing_of
 from tests.training.tiny import DIVERGING, TOKENS, curve, trainer_of, trial
-
-CPU = torch.device("cpu")
 
 
 def routing(logits_RNE: Tensor, num_experts: tuple[int, ...], top_k: tuple[int, ...]) -> Routing:
     """What a router with these logits decides."""
-    layout, width = LaneLayout(num_experts, top_k), logits_RNE.shape[2]
-    router = TopKRouter(layout, width, [False] * layout.num_lanes, device=CPU, dtype=torch.float64)
-    with torch.no_grad():
-        router.logits.weight.copy_(torch.eye(width).expand_as(router.logits.weight))
-        found: Routing = router(logits_RNE.double(), None)
-    return found
+    lanes = [
+        MoEConfig(num_experts=experts, top_k=k, noise=False) for experts, k in zip(num_experts, top_k, strict=True)
+    ]
+    return routing_of(logits_RNE.double(), *lanes)
 
 
 def health(logits_NE: Tensor, top_k: int = 1) -> RouterHealth:
@@ -39,6 +36,30 @@ def health(logits_NE: Tensor, top_k: int = 1) -> RouterHealth:
 
 def one_hot(choices: list[int], num_experts: int, size: float = 1.0) -> Tensor:
     return torch.nn.functional.one_hot(torch.tensor(choices), num_experts) * size
+
+
+def test_health_says_what_was_dropped_and_how_far_biases_are_apart() -> None:
+    moe = MoEConfig(num_experts=2, top_k=1, noise=False, capacity_factor=0.5, bias_update_speed=0.1)
+    logits_RNE = torch.tensor([[[2.0, 0.0, 0.0]] * 12])
+    lanes, bias_RE = (moe, MoEConfig(num_experts=3, top_k=1, noise=False)), torch.tensor([[-0.1, 0.3, 0.0], [0.0] * 3])
+    stats = RouterStats()
+    for _ in range(2):
+        stats.add([routing_of(logits_RNE.repeat(2, 1, 1), *lanes, bias_RE=bias_RE)])
+    dropping, dropless = stats.read((2, 3))
+    assert dropping is not None
+    assert dropless is not None
+    assert (dropping.layers[0].dropped_fraction, dropping.layers[0].bias_range) == pytest.approx((0.75, 0.4))
+    assert (dropless.layers[0].dropped_fraction, dropless.layers[0].bias_range) == (0.0, 0.0)
+
+
+def test_probabilities_of_a_sigmoid_router_are_its_shares() -> None:
+    stats = RouterStats()
+    moe = MoEConfig(num_experts=2, top_k=1, noise=False, router="sigmoid")
+    stats.add([routing_of(torch.tensor([[[0.0, -math.log(3)]] * 4]), moe)])  # sigmoids 1/2 and 1/4
+    (found,) = stats.read((2,))
+    assert found is not None
+    assert found.layers[0].top1_probability == pytest.approx(2 / 3)
+    assert found.layers[0].router_entropy == pytest.approx(math.log(3) - 2 / 3 * math.log(2))
 
 
 def test_equal_load_is_balance() -> None:
