@@ -22,14 +22,15 @@ from pathlib import Path
 from moesearch.cli import new_parser, run_command, storage_url
 from moesearch.config.secrets import hide_secrets, mask_url
 from moesearch.errors import InputError, StoreError
+from moesearch.search.order import dashboard_files
 from moesearch.servers import Server, ServerProcess, free_port, running, why_not_free
 from moesearch.tracking.database import default_tracking_uri, is_server, sqlite_path
 from moesearch.tracking.labels import charts_route
+from moesearch.tracking.mlflow import DEFAULT_PORT as DEFAULT_MLFLOW_PORT
 
 OPTUNA_DASHBOARD = "optuna-dashboard"
 MLFLOW = "MLflow"
 DEFAULT_PORT = 8080
-DEFAULT_MLFLOW_PORT = 5000
 START_SECONDS = 120.0
 WATCH_SECONDS = 0.3
 
@@ -96,7 +97,7 @@ def _servers(args: argparse.Namespace) -> list[Server]:
         raise InputError(f"--host {args.host}: this is no address of this machine ({unusable}); leave --host out")
     _say_what_is_exposed(args.host)
     port = _choose_port(OPTUNA_DASHBOARD, "--port", args.host, args.port, DEFAULT_PORT, taken=())
-    servers = [_optuna_dashboard(storage, args.host, port)]
+    servers = [_optuna_dashboard(storage, dashboard_files(args.runs), args.host, port)]
     tracking_uri = default_tracking_uri(args.runs)
     database = sqlite_path(tracking_uri)
     if is_server(tracking_uri):
@@ -152,9 +153,11 @@ def _choose_port(name: str, flag: str, host: str, wanted: int | None, default: i
     return port
 
 
-def _optuna_dashboard(storage: str, host: str, port: int) -> Server:
+def _optuna_dashboard(storage: str, files: Path, host: str, port: int) -> Server:
     # wsgiref: one process with a thread per request, so that no connection to the store crosses a fork.
     flags = ["--host", host, "--port", str(port), "--server", "wsgiref"]
+    if files.is_dir():
+        flags += ["--artifact-dir", str(files)]
     return Server(
         name=OPTUNA_DASHBOARD,
         host=host,

@@ -79,6 +79,7 @@ def _print_plan(config: StudyConfig, *, as_json: bool) -> int:
 
 
 def _run(config: StudyConfig, args: argparse.Namespace) -> int:
+    from moesearch.live import LiveViews
     from moesearch.search.machine import place
     from moesearch.search.order import WorkOrder
     from moesearch.search.supervisor import run_study
@@ -97,17 +98,19 @@ def _run(config: StudyConfig, args: argparse.Namespace) -> int:
     try:
         with LiveDisplay(quiet=args.quiet) as display:
             display.note(f"{config.name}: {placement}; {order.runs}")
-            outcome = run_study(
-                order,
-                placement,
-                fresh=args.fresh,
-                command=command,
-                show=lambda progress: display.update(_snapshot(progress, placement.num_workers)),
-            )
+            with LiveViews(order, args.reports):
+                outcome = run_study(
+                    order,
+                    placement,
+                    fresh=args.fresh,
+                    command=command,
+                    show=lambda progress: display.update(_snapshot(progress, placement.num_workers)),
+                )
             for log in outcome.notes:
                 display.warn(f"a worker wrote to {log}")
             folder = _report(order, args.reports)
-            _finish_tracking(order, outcome, folder, display)
+            experiment_url = _finish_tracking(order, outcome, folder, display)
+            _annotate(order, folder, experiment_url, display)
     except KeyboardInterrupt:
         print(f"{config.name}: paused; the same command goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -133,8 +136,8 @@ def _report(order: WorkOrder, reports: Path) -> Path:
         ) from None
 
 
-def _finish_tracking(order: WorkOrder, outcome: Outcome, folder: Path, display: terminal.LiveDisplay) -> None:
-    """Bring MLflow's states in line with the store's, and attach the report to the summary run."""
+def _finish_tracking(order: WorkOrder, outcome: Outcome, folder: Path, display: terminal.LiveDisplay) -> str | None:
+    """Bring MLflow's states in line with the store's, attach the report; the address of the study's experiment."""
     from moesearch.search.view import reconcile
     from moesearch.tracking.mlflow import MLflowTracker
 
@@ -143,8 +146,26 @@ def _finish_tracking(order: WorkOrder, outcome: Outcome, folder: Path, display: 
         tracker = MLflowTracker(order.tracking_uri, order.config.name, order.artifacts)
         reconcile(tracker, (*outcome.progress.search, *outcome.progress.confirm))
         tracker.log_summary(_summary_tags(outcome), (folder / "summary.md").read_text(encoding="utf-8"), folder)
+        return tracker.experiment_url
     except TrackingError as error:
         display.warn(f"{error}; the report is complete without it")
+        return None
+
+
+def _annotate(order: WorkOrder, folder: Path, experiment_url: str | None, display: terminal.LiveDisplay) -> None:
+    """Notes and pictures for optuna-dashboard."""
+    from moesearch.report.notes import dashboard_notes
+    from moesearch.results.study import read_study
+    from moesearch.search.notes import write_files, write_notes
+    from moesearch.search.storage import open_storage
+
+    storage, name = open_storage(order.storage_url), order.config.name
+    notes = dashboard_notes(read_study(storage, name), str(folder / "index.html"), experiment_url)
+    write_notes(storage, name, notes.study, notes.trials)
+    try:
+        write_files(storage, name, order.dashboard_files, notes.study_files, notes.trial_files)
+    except OSError as error:
+        display.warn(f"optuna-dashboard shows no pictures: {error}")
 
 
 def _summary_tags(outcome: Outcome) -> dict[str, str]:

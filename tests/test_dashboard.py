@@ -70,7 +70,10 @@ def test_a_server_of_mlflow_elsewhere_is_named_without_its_password(
 
 def test_passwords_of_databases_are_no_arguments_of_a_process() -> None:
     url = "postgresql+psycopg://me:secret@db/x"
-    for server in (_optuna_dashboard(url, "127.0.0.1", 1), _mlflow(url, Path("artifacts"), "127.0.0.1", 2)):
+    for server in (
+        _optuna_dashboard(url, Path("files"), "127.0.0.1", 1),
+        _mlflow(url, Path("artifacts"), "127.0.0.1", 2),
+    ):
         assert "secret" not in " ".join(server.command)
 
 

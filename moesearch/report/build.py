@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,22 @@ import moesearch
 from moesearch.errors import UnknownStudyError
 from moesearch.report import canvas
 from moesearch.report.blocks import Gallery, Picture, Section
+from moesearch.report.comparison import comparison_sections
 from moesearch.report.numbers import duration
 from moesearch.report.sections import SECTIONS
 from moesearch.report.summary import summary_markdown
+from moesearch.results.comparison import compare
 from moesearch.results.provenance import export_yaml
 from moesearch.results.study import Storage, StudyResults, read_study
+
+DATA_BESIDE = "`trials.csv` and `curves.csv` hold its data."
+COMPARISONS = "_comparisons"
+"""Folder of the pages that compare studies; no study's name begins like this."""
+MAX_FOLDER_NAME = 200
 
 
 def build_report(storage: Storage, study_name: str, reports_dir: Path) -> Path:
     """Write a study's report, whatever stage the study is at, and return its folder.
-
-    Every file is written under another name and then renamed, so that a reader never sees half of one.
 
     Raises:
         UnknownStudyError: the store holds no such study.
@@ -35,22 +40,46 @@ def build_report(storage: Storage, study_name: str, reports_dir: Path) -> Path:
     results = read_study(storage, study_name)
     folder = reports_dir / folder_name(study_name)
     folder.mkdir(parents=True, exist_ok=True)
-    with canvas.style():
-        sections = tuple(filter(None, (section(results) for section in SECTIONS)))
-        drawings = {picture.name: canvas.to_svg(picture.figure, picture.name) for picture in _pictures(sections)}
-        for picture in _pictures(sections):
-            if picture.in_summary:
-                _write(folder / f"{picture.name}.png", canvas.to_png(picture.figure))
-    status = status_line(results)
     _write(folder / "trials.csv", results.trials.to_csv(index=False))
     _write(folder / "curves.csv", results.curves.to_csv(index=False))
     try:
         _write(folder / "best.yaml", export_yaml(results))
     except UnknownStudyError:  # no trial has finished
         (folder / "best.yaml").unlink(missing_ok=True)
-    _write(folder / "summary.md", summary_markdown(study_name, status, sections))
-    _write(folder / "index.html", _page(study_name, status, sections, drawings))
+    with canvas.style():
+        sections = tuple(filter(None, (section(results) for section in SECTIONS)))
+        _publish(folder, study_name, status_line(results), sections, DATA_BESIDE)
     return folder
+
+
+def build_comparison(storage: Storage, study_names: Sequence[str], reports_dir: Path) -> Path:
+    """Write the page that sets studies side by side, and return its folder.
+
+    Raises:
+        UnknownStudyError: the store lacks one of them.
+    """
+    studies = [read_study(storage, name) for name in study_names]
+    title = " and ".join(study_names)
+    folder = reports_dir / COMPARISONS / folder_name("-".join(study_names))[:MAX_FOLDER_NAME]
+    folder.mkdir(parents=True, exist_ok=True)
+    with canvas.style():
+        sections = comparison_sections(compare(studies), studies)
+        _publish(folder, title, f"{len(studies)} studies compared", sections, "")
+    return folder
+
+
+def _publish(folder: Path, title: str, status: str, sections: tuple[Section, ...], data: str) -> None:
+    """Write page, summary and pictures.
+
+    Every file is written under another name and then renamed, so that a reader never sees half of one.
+    """
+    pictures = _pictures(sections)
+    drawings = {picture.name: canvas.to_svg(picture.figure, picture.name) for picture in pictures}
+    for picture in pictures:
+        if picture.in_summary:
+            _write(folder / f"{picture.name}.png", canvas.to_png(picture.figure))
+    _write(folder / "summary.md", summary_markdown(title, status, sections, data))
+    _write(folder / "index.html", _page(title, status, sections, drawings))
 
 
 def folder_name(study_name: str) -> str:

@@ -120,8 +120,11 @@ def pareto_front(costs: np.ndarray, values: np.ndarray) -> list[int]:
     return front
 
 
-def curves_figure(results: StudyResults) -> Figure:
-    """Validation loss over training tokens: complete trials, pruned ones in grey with a cross where they stopped."""
+def curves_figure(results: StudyResults, highlighted: int | None = None) -> Figure:
+    """Validation loss over training tokens: complete trials, pruned ones in grey with a cross where they stopped.
+
+    One trial stands out, by its number; without it the best and the baseline do.
+    """
     trials = results.trials.set_index("number")
     curves = results.curves[np.isfinite(results.curves["val_loss"]) & results.curves["tokens"].notna()]
     outcomes = trials["outcome"].reindex(curves["number"]).to_numpy()
@@ -133,7 +136,8 @@ def curves_figure(results: StudyResults) -> Figure:
         if outcome == "pruned" and lines:
             ends = np.array([line[-1] for line in lines])
             axes.scatter(ends[:, 0], ends[:, 1], marker="x", s=16, color=MUTED, linewidth=1, zorder=3)
-    for number, name, colour in _highlighted(results):
+    told_apart = _highlighted(results) if highlighted is None else [(highlighted, f"trial {highlighted}", BEST)]
+    for number, name, colour in told_apart:
         line = curves[curves["number"] == number]
         if line.empty:
             continue
@@ -145,9 +149,38 @@ def curves_figure(results: StudyResults) -> Figure:
     axes.set_ylabel("validation loss (nats per token)")
     _count_axis(axes)
     handles, names = axes.get_legend_handles_labels()
-    seen = set(outcomes) | {"best", "baseline"}
+    seen = set(outcomes) | {name for _, name, _ in told_apart}
     kept = [(handle, name) for handle, name in zip(handles, names, strict=True) if name in seen]
     axes.legend([handle for handle, _ in kept], [name for _, name in kept], labelcolor=INK, loc="upper right")
+    return figure
+
+
+def best_curves_figure(studies: Sequence[StudyResults]) -> Figure:
+    """Validation loss over training tokens of the best trial of each study."""
+    figure, axes = new_figure(3.3)
+    styles = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1, 2)))
+    drawn: list[pd.DataFrame] = []
+    for index, results in enumerate(studies):
+        if results.ranking.empty:
+            continue
+        line = results.curves[results.curves["number"] == results.ranking["best_number"].iloc[0]]
+        line = line[np.isfinite(line["val_loss"].astype(float))]
+        drawn.append(line)
+        axes.plot(
+            line["tokens"].astype(float),
+            line["val_loss"],
+            color=(BEST, BASE, OTHER, INK)[index % 4],
+            linestyle=styles[index // 4 % 4],
+            linewidth=1.8,
+            label=results.name,
+        )
+    if drawn:
+        axes.set_ylim(*_loss_limits(pd.concat(drawn)))
+        axes.legend(labelcolor=INK, loc="upper right")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("training tokens")
+    axes.set_ylabel("validation loss (nats per token)")
+    _count_axis(axes)
     return figure
 
 

@@ -8,14 +8,17 @@ from collections.abc import Iterator, Sequence
 from moesearch.report.blocks import Block, Facts, Gallery, Section, Snippet, Table, Text
 
 
-def summary_markdown(study_name: str, status: str, sections: Sequence[Section]) -> str:
-    """The sections as GitHub's Markdown, with those pictures and tables that are marked for it."""
-    lines = [f"# {escape(study_name)}", "", f"{escape(status)}.", ""]
+def summary_markdown(title: str, status: str, sections: Sequence[Section], data: str) -> str:
+    """The sections as GitHub's Markdown, with those pictures and tables that are marked for it.
+
+    ``data`` says, in Markdown, where the numbers lie.
+    """
+    lines = [f"# {escape(title)}", "", f"{escape(status)}.", ""]
     for section in sections:
         written = [line for block in section.blocks for line in _block(block)]
         if written:
             lines += [f"## {escape(section.title)}", "", *written]
-    lines.append("The whole report is `index.html` beside this page; `trials.csv` and `curves.csv` hold its data.")
+    lines.append(f"The whole report is `index.html` beside this page{f'; {data}' if data else '.'}")
     return "\n".join(lines) + "\n"
 
 

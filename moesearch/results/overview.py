@@ -125,7 +125,7 @@ def read_overview(url: str) -> tuple[StudyOverview, ...]:
     place = mask_url(url)
     _see_that_it_is_there(parsed)
     try:
-        with _opened(parsed) as storage:
+        with opened_to_read(parsed) as storage:
             return tuple(_overviews(storage))
     except ImportError:
         raise StoreError(
@@ -150,8 +150,8 @@ def _see_that_it_is_there(url: URL) -> None:
 
 
 @contextmanager
-def _opened(url: URL) -> Iterator[RDBStorage]:
-    """The store as Optuna reads it. On SQLite the file itself is opened read-only."""
+def opened_to_read(url: URL) -> Iterator[RDBStorage]:
+    """The store for those who only read: no lock that a worker could wait for; on SQLite the file is read-only."""
     if url.get_backend_name() == "sqlite" and not str(url.database).startswith("file:"):
         uri = Path(url.database or "").absolute().as_uri()
         url = url.set(database=uri, query={"mode": "ro", "uri": "true"})

@@ -109,10 +109,14 @@ class StudyResults:
     def baseline_fingerprint(self) -> str:
         return self.baseline.fingerprint()
 
+    def knobs_of(self, config: TrialConfig) -> dict[str, Any]:
+        """A configuration's values of the knobs of this study."""
+        values = config.model_dump(mode="json")
+        return {path: lookup(values, path) for path in self.config.search}
+
     def label_of(self, config: TrialConfig) -> str:
         """Name of a configuration by the knobs of this study."""
-        values = config.model_dump(mode="json")
-        return config_label({path: lookup(values, path) for path in self.config.search})
+        return config_label(self.knobs_of(config))
 
     @property
     def num_configurations(self) -> int:

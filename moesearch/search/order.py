@@ -13,6 +13,11 @@ ERROR_MARK = "moesearch cannot go on: "
 """Begins the last message in the log of a worker that leaves because of a person's mistake."""
 
 
+def dashboard_files(runs: Path) -> Path:
+    """Where optuna-dashboard finds files, of all studies of a store."""
+    return runs / "artifacts" / ".optuna-dashboard"
+
+
 @dataclass(frozen=True)
 class WorkOrder:
     """What a worker process has to know."""
@@ -37,6 +42,11 @@ class WorkOrder:
     def artifacts(self) -> Path:
         """Where MLflow keeps files, unless a server does."""
         return self.runs / "artifacts" / self.config.name
+
+    @property
+    def dashboard_files(self) -> Path:
+        """Where optuna-dashboard finds what it shows beside studies and trials."""
+        return dashboard_files(self.runs)
 
     def to_json(self) -> str:
         """One line."""

@@ -13,11 +13,12 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Collection, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, assert_never
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
+from moesearch.config.secrets import hide_secrets
 from moesearch.errors import TrackingError
 from moesearch.tracking.database import default_tracking_uri, failures, is_server, open_client, prepare
 from moesearch.tracking.labels import as_text
@@ -34,6 +35,10 @@ RunStatus = Literal["RUNNING", "SCHEDULED", "FINISHED", "FAILED", "KILLED"]
 MAX_PARAM_CHARS = 6000
 MAX_TAG_CHARS = 8000
 MAX_NAME_CHARS = 250
+
+DEFAULT_PORT = 5000
+DEFAULT_PAGE = f"http://127.0.0.1:{DEFAULT_PORT}"
+"""Where `python -m moesearch.dashboard` serves MLflow unless the port is taken."""
 
 DIGEST_CHARS = 12
 """Characters of a corpus' sha256 that name it in MLflow's narrow column."""
@@ -82,6 +87,12 @@ class MLflowTracker:
     @property
     def experiment_id(self) -> str:
         return self._experiment_id
+
+    @property
+    def experiment_url(self) -> str:
+        """Address of the experiment's page: on the server, or as `moesearch.dashboard` serves a database by default."""
+        page = self._tracking_uri.rstrip("/") if is_server(self._tracking_uri) else DEFAULT_PAGE
+        return hide_secrets(f"{page}/#/experiments/{self._experiment_id}")
 
     def start_run(self, name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
         """Create a RUNNING run and return its id. Parameters cannot be changed later; tags can."""
@@ -140,12 +151,37 @@ class MLflowTracker:
         ``note`` is Markdown, and becomes the description of the run and of the experiment.
         """
         with self._failures("write the summary"):
-            runs = self._runs("tags.phase = 'summary'")
-            run_id = str(runs[0].info.run_id) if runs else self.start_run("summary", {}, {"phase": "summary"})
+            run_id = self._summary_run()
             self.log_artifacts(run_id, folder)
             self.finish_run(run_id, "FINISHED", {**tags, "mlflow.note.content": note})
             self._client.set_experiment_tag(self._experiment_id, "mlflow.note.content", _cut(note, MAX_TAG_CHARS))
             return run_id
+
+    @contextmanager
+    def machine_metrics(self) -> Iterator[None]:
+        """Record the load of this machine (CPU, memory, disk, network, GPUs) in the summary run while this lasts.
+
+        A machine's load belongs to no single trial: several train on it at once. The run is SCHEDULED afterwards,
+        until ``log_summary`` ends it.
+        """
+        with self._failures("record the machine's load"):
+            from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+            run_id = self._summary_run()
+            self.resume_run(run_id)
+            monitor: Any = SystemMetricsMonitor(  # type: ignore[no-untyped-call]
+                run_id, resume_logging=True, tracking_uri=self._tracking_uri
+            )
+            monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
+            self.pause_run(run_id)
+
+    def _summary_run(self) -> str:
+        runs = self._runs("tags.phase = 'summary'")
+        return str(runs[0].info.run_id) if runs else self.start_run("summary", {}, {"phase": "summary"})
 
     def running_runs(self) -> frozenset[str]:
         """Ids of the runs that MLflow takes to be RUNNING."""
