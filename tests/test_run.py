@@ -4,11 +4,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from moesearch.config.loader import load_trial
 from moesearch.errors import StudyFileError
 from moesearch.run import main
 
@@ -39,22 +37,6 @@ def study(tmp_path: Path) -> Path:
 def _command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "moesearch.run", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
-def test_one_command_answers_the_question_of_a_study_file(study: Path, tmp_path: Path) -> None:
-    places = ("--runs", tmp_path / "runs", "--reports", tmp_path / "reports")
-    done = _command(study, *places, "--workers", "1", "--json")
-    assert done.returncode == 0, done.stderr
-    result: dict[str, Any] = json.loads(done.stdout)
-    assert result["finished"] == 3
-    assert result["sentence"]
-    assert len(result["verdict"]["test"]["losses"]) == 2
-    report = tmp_path / "reports" / "tiny"
-    assert {"index.html", "summary.md", "trials.csv", "curves.csv", "best.yaml"} <= {p.name for p in report.iterdir()}
-    assert load_trial(report / "best.yaml").moe.num_experts in (2, 4)
-    again = _command(study, *places, "--quiet")
-    assert again.returncode == 0
-    assert again.stdout.startswith("tiny: all 3 trials were done before; --trials N asks for more")
 
 
 def test_a_dry_run_trains_nothing_and_writes_nothing(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
