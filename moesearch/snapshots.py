@@ -12,13 +12,13 @@ Phase = Literal["search", "confirm", "report"]
 
 @dataclass(frozen=True)
 class RunningTrial:
-    """A trial at work; ``val_loss`` is None before its first milestone."""
+    """A trial at work; ``value``, the objective, is None before its first milestone."""
 
     number: int
     label: str
     milestone: int
     num_milestones: int
-    val_loss: float | None
+    value: float | None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ Health = Literal["alive", "silent", "dead"]
 
 # Columns that hold numbers stand on the right.
 _STUDY_COLUMNS = ("study", "state", "phase", ">trials", ">complete", ">pruned", ">failed", ">confirmed", "best so far")
-_TRIAL_COLUMNS = ("running", ">trial", ">milestone", ">val_loss", ">for", "worker", "configuration")
+_TRIAL_COLUMNS = ("running", ">trial", ">milestone", ">objective", ">for", "worker", "configuration")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,7 +115,7 @@ def _trial_row(study: StudyOverview, trial: RunningTrial, now: datetime) -> list
         study.name if trial.phase == "search" else f"{study.name} (confirm)",
         f"#{trial.number}",
         f"{trial.milestone}/{trial.num_milestones}",
-        "" if trial.val_loss is None else f"{trial.val_loss:.4f}",
+        "" if trial.value is None else f"{trial.value:.4f}",
         "" if trial.started is None else clock_text((now - trial.started).total_seconds()),
         host_and_pid if health == "alive" else f"{host_and_pid} ({health})",
         trial.label,

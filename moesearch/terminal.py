@@ -221,11 +221,11 @@ def _running(snapshot: Snapshot, num: int) -> Table:
     table.add_column(f"running ({hidden} more)" if hidden else "running", ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column("", width=12)
     table.add_column("", justify="right", no_wrap=True)
-    table.add_column("val_loss", justify="right", no_wrap=True, min_width=8)
+    table.add_column(snapshot.objective, justify="right", no_wrap=True, min_width=8)
     # The nearest to their ends first: those are the next news.
     nearest = sorted(snapshot.running, key=lambda trial: (-trial.milestone / trial.num_milestones, trial.number))
     for trial in nearest[:num]:
-        loss = "" if trial.val_loss is None else f"{trial.val_loss:.4f}"
+        loss = "" if trial.value is None else f"{trial.value:.4f}"
         bar = _bar(trial.milestone, trial.num_milestones)
         progress = f"{trial.milestone}/{trial.num_milestones}"
         table.add_row(f"#{trial.number}", _words(trial.label), bar, progress, loss)

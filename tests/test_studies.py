@@ -42,6 +42,7 @@ def test_makemoe_is_the_articles_model_and_run() -> None:
     trial = resolve(study.base, study.enqueue[0])
     model = {"width": 128, "num_layers": 8, "num_heads": 8, "context": 32, "dropout": 0.1, "attention_scale": "width"}
     assert trial.model.model_dump() == model
-    assert trial.data.model_dump() == {"corpus": "tiny_shakespeare", "text": None, "batch_size": 16, "order_seed": None}
+    assert (trial.data.corpus, trial.data.text, trial.data.tokenizer) == ("tiny_shakespeare", None, "char")
+    assert (trial.data.batch_size, trial.data.order_seed, trial.data.context_bytes) == (16, None, None)
     assert (trial.budget.steps, trial.budget.milestones) == (5000, 50)
     assert (trial.optim.lr, trial.optim.weight_decay, trial.optim.schedule) == (1e-3, 0.01, "constant")

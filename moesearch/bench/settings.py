@@ -56,10 +56,10 @@ def article_tokens(plays: TokenData) -> TokenData:
     """
     tokens = plays.train[:ARTICLE_TOKENS].clamp(max=ARTICLE_VOCAB_SIZE - 1)
     train, val = tokens[:ARTICLE_TRAIN_TOKENS], tokens[ARTICLE_TRAIN_TOKENS:]
-    return dataclasses.replace(plays, train=train, val=val, val_bytes=len(val) - 1, vocab_size=ARTICLE_VOCAB_SIZE)
+    return dataclasses.replace(plays, train=train, val=val, vocab_size=ARTICLE_VOCAB_SIZE)
 
 
 def with_part_of_val(data: TokenData, fraction: float) -> TokenData:
     """The same tokens with only the first part of the validation split, so that an evaluation is that part of one."""
     num_tokens = round(len(data.val) * fraction)
-    return dataclasses.replace(data, val=data.val[:num_tokens], val_bytes=num_tokens - 1)
+    return dataclasses.replace(data, val=data.val[:num_tokens])

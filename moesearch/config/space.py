@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 
 from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob, exact
-from moesearch.config.resolve import is_feasible
+from moesearch.config.resolve import is_feasible, resolve
 from moesearch.config.study import StudyConfig
+from moesearch.config.trial import SOMETIMES_UNREAD
 
 
 def size(search: Mapping[str, Knob]) -> int | None:
@@ -28,11 +29,20 @@ def points(search: Mapping[str, Knob]) -> Iterator[dict[str, object]]:
 
 
 def feasible_points(study: StudyConfig, limit: int = 100_000) -> list[dict[str, object]] | None:
-    """The points that make a trial; None where a knob is continuous or there are more than ``limit`` points."""
+    """The points that make a trial, each configuration once; None where a knob is continuous or there are more than
+    ``limit`` points.
+    """
     num_points = size(study.search)
     if num_points is None or num_points > limit:
         return None
-    return [point for point in points(study.search) if is_feasible(study.base, point)]
+    feasible = [point for point in points(study.search) if is_feasible(study.base, point)]
+    if not SOMETIMES_UNREAD & study.search.keys():
+        return feasible
+    # Points that differ in what neither of them reads are one: its first form stands for all.
+    distinct: dict[str, dict[str, object]] = {}
+    for point in feasible:
+        distinct.setdefault(resolve(study.base, point).fingerprint(), point)
+    return list(distinct.values())
 
 
 def num_values(knob: Knob) -> int | None:

@@ -13,6 +13,9 @@ from moesearch.config.trial import TrialConfig
 
 Objective = Literal["val_loss", "val_bpb"]
 
+TOKENIZER_FIELDS = ("data.tokenizer", "data.vocab_size")
+"""Fields that decide which piece of text a token is."""
+
 MAX_LANES = 64
 """More trials than this in flight would leave a sampler nothing to learn from."""
 
@@ -142,3 +145,10 @@ class StudyConfig(Section):
         pruner, milestones = self.pruner, self.base.budget.milestones
         if pruner.type in ("asha", "hyperband") and pruner.first_rung >= milestones:
             yield "pruner", f"first_rung ({pruner.first_rung}) must be below base.budget.milestones ({milestones})"
+        searched = [path for path in TOKENIZER_FIELDS if path in self.search]
+        if searched and self.objective == "val_loss":
+            yield (
+                "objective",
+                f"val_loss is nats per token, and a token is another piece of text under each value of {searched[0]}; "
+                "compare bits per byte: objective: val_bpb",
+            )

@@ -20,6 +20,7 @@ Schedule = Literal["constant", "cosine", "wsd"]
 Router = Literal["softmax_after", "softmax_before", "sigmoid", "expert_choice"]
 DropPolicy = Literal["score", "position"]
 CorpusName = Literal["shakespeare", "tiny_shakespeare"]
+TokenizerName = Literal["char", "byte", "bpe"]
 
 # A later field is part of a fingerprint only where it is no default.
 _FIRST_FIELDS: Mapping[str, frozenset[str]] = {
@@ -55,6 +56,9 @@ _FIRST_FIELDS: Mapping[str, frozenset[str]] = {
 }
 
 BUDGET_UNITS = ("steps", "tokens", "active_flops")
+
+SOMETIMES_UNREAD = frozenset({"data.vocab_size", "moe.init_std", "optim.decay_fraction", "optim.final_lr_fraction"})
+"""Fields that some values of others leave unread, so that ``TrialConfig.fingerprint`` leaves them out."""
 
 FEED_FORWARD_FIELDS = ("num_experts", "top_k", "expert_hidden_dim", "init", "init_std")
 """Fields of ``moe`` that a dense layer reads; the others are a router's."""
@@ -216,6 +220,17 @@ class DataConfig(Section):
     """A text that is built in; ``shakespeare`` comes with a package, ``tiny_shakespeare`` is downloaded once."""
     text: Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]+$")] | None = None
     """Path of a UTF-8 file of your own; takes the place of ``corpus``."""
+    tokenizer: TokenizerName = "char"
+    """A token is a character of the corpus, a byte of UTF-8, or ``bpe``: byte-level byte-pair encoding (Sennrich et al.
+    2016; Radford et al. 2019), trained on the training split alone. Nats per token mean another thing under each of
+    them, so a study that searches this has ``objective: val_bpb``."""
+    vocab_size: Annotated[int, Field(ge=257, le=65536), WHOLE] = 1024
+    """Vocabulary of ``bpe``: the 256 bytes and the merges; the other tokenizers do not read it."""
+    context_bytes: Annotated[int, Field(ge=1, le=16_777_216), WHOLE] | None = None
+    """Context in bytes of text instead of ``model.context``: in tokens it is this over the tokenizer's mean bytes per
+    token on the training split, rounded. So every tokenizer sees as far, and reads as much text in a step: a budget in
+    ``steps`` is one in bytes of text, while ``tokens`` gives coarse tokenizers more text, and ``active_flops`` compares
+    at equal compute."""
     batch_size: Annotated[int, Field(ge=1, le=65536), WHOLE] = 16
     """Sequences B per step; each has ``context`` tokens."""
     order_seed: Annotated[Annotated[int, Field(ge=0, lt=2**63), WHOLE] | None, LANE] = None
@@ -276,6 +291,13 @@ class TrialConfig(Section):
         moe = self.moe.model_copy(update={"expert_hidden_dim": self.expert_hidden_dim})
         return self.model_copy(update={"moe": moe})
 
+    def fitted(self, bytes_per_token: float) -> TrialConfig:
+        """The same trial with the context that ``data.context_bytes`` makes in tokens of this mean length."""
+        if self.data.context_bytes is None:
+            return self
+        context = max(1, round(self.data.context_bytes / bytes_per_token))
+        return self.model_copy(update={"model": self.model.model_copy(update={"context": context})})
+
     @property
     def order_seed(self) -> int:
         """Seed of the order of batches."""
@@ -287,6 +309,8 @@ class TrialConfig(Section):
         return self.data.batch_size * self.model.context
 
     def broken_rules(self) -> Iterator[tuple[str, str]]:
+        if self.data.context_bytes is not None:
+            return  # What a step holds in tokens is known with the tokenizer.
         budget, per_step = self.budget, self.tokens_per_step
         if budget.tokens is not None and budget.tokens < budget.milestones * per_step:
             yield (
@@ -326,6 +350,10 @@ class TrialConfig(Section):
             del values["optim"]["final_lr_fraction"]
         if self.data.text is not None:
             del values["data"]["corpus"]
+        if self.data.tokenizer != "bpe":
+            values["data"].pop("vocab_size", None)
+        if self.data.context_bytes is not None:
+            del values["model"]["context"]
         if self.moe.is_dense:
             values["moe"] = {name: value for name, value in values["moe"].items() if name in FEED_FORWARD_FIELDS}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

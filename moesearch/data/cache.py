@@ -1,4 +1,4 @@
-"""A folder for texts that are made or fetched once; every read is checked, so nothing in it has to be trusted."""
+"""A folder for what is made or fetched once; every read is checked, so nothing in it has to be trusted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 import secrets
 from collections.abc import Callable
 from pathlib import Path
+
+from filelock import FileLock
 
 
 def cached(path: Path | None, sha256: str, make: Callable[[], bytes]) -> bytes:
@@ -25,6 +27,42 @@ def cached(path: Path | None, sha256: str, make: Callable[[], bytes]) -> bytes:
     made = make()
     _replace(path, made)
     return made
+
+
+def made_once(path: Path | None, make: Callable[[], bytes]) -> bytes:
+    """What was made under this name before, else made now and kept there with its hash in front.
+
+    The name must say all that the content follows from. Of several processes that need it at once one makes it and the
+    others wait; a torn or altered file is made anew; a folder that cannot be written costs the making each time.
+    """
+    if path is None:
+        return make()
+    held = _held(path)
+    if held is not None:
+        return held
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path.with_name(f".{path.name}.lock"))
+        lock.acquire()
+    except OSError:
+        return make()
+    with lock:
+        held = _held(path)
+        if held is not None:
+            return held
+        made = make()
+        _replace(path, hashlib.sha256(made).digest() + made)
+        return made
+
+
+def _held(path: Path) -> bytes | None:
+    """The content of a file whose hash stands in front of it; None unless both are whole."""
+    try:
+        held = path.read_bytes()
+    except OSError:
+        return None
+    digest, content = held[: hashlib.sha256().digest_size], held[hashlib.sha256().digest_size :]
+    return content if hashlib.sha256(content).digest() == digest else None
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -39,15 +39,19 @@ class Corpus:
     @property
     def facts(self) -> CorpusFacts:
         """Sizes under the character tokenizer."""
+        train_bytes, val_bytes, test_bytes = (len(split.encode()) for split in (self.train, self.val, self.test))
         return CorpusFacts(
             name=self.name,
             sha256=self.sha256,
-            num_bytes=sum(len(split.encode()) for split in (self.train, self.val, self.test)),
+            num_bytes=train_bytes + val_bytes + test_bytes,
             num_characters=len(self.train) + len(self.val) + len(self.test),
             vocab_size=len(self.characters),
             train_tokens=len(self.train),
             val_tokens=len(self.val),
             test_tokens=len(self.test),
+            train_bytes=train_bytes,
+            val_bytes=val_bytes,
+            test_bytes=test_bytes,
         )
 
     @property

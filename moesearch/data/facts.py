@@ -25,12 +25,26 @@ class CorpusFacts:
     train_tokens: int
     val_tokens: int
     test_tokens: int
+    train_bytes: int
+    """UTF-8 bytes of each split: with those of the next two, where the text is cut."""
+    val_bytes: int
+    test_bytes: int
 
     def check_length(self, context: int) -> None:
         """Raise CorpusError unless every split holds a window of ``context`` tokens and the one that follows."""
         require_length(self.name, "train", self.train_tokens, context)
         require_length(self.name, "validation", self.val_tokens, context)
         require_length(self.name, "test", self.test_tokens, context)
+
+
+@dataclass(frozen=True)
+class TokenFacts:
+    """Sizes of a corpus under one tokenizer."""
+
+    vocab_size: int
+    val_tokens: int
+    bytes_per_token: float
+    """Mean over the training split."""
 
 
 SHAKESPEARE = CorpusFacts(
@@ -42,6 +56,9 @@ SHAKESPEARE = CorpusFacts(
     train_tokens=4_395_806,
     val_tokens=192_810,
     test_tokens=192_637,
+    train_bytes=4_395_806,
+    val_bytes=192_810,
+    test_bytes=192_637,
 )
 
 TINY_SHAKESPEARE = CorpusFacts(
@@ -53,6 +70,9 @@ TINY_SHAKESPEARE = CorpusFacts(
     train_tokens=1_003_854,  # int(0.9 * num_characters), the article's split
     val_tokens=55_770,
     test_tokens=55_770,
+    train_bytes=1_003_854,
+    val_bytes=55_770,
+    test_bytes=55_770,
 )
 
 
@@ -69,10 +89,17 @@ def known_facts(config: DataConfig) -> CorpusFacts | None:
             assert_never(config.corpus)
 
 
-def known_vocab_size(config: DataConfig) -> int | None:
-    """Distinct characters of a built-in corpus; None for a text of the person's own."""
-    facts = known_facts(config)
-    return None if facts is None else facts.vocab_size
+def token_facts(facts: CorpusFacts, config: DataConfig) -> TokenFacts | None:
+    """A corpus in tokens, where that follows from its sizes; None for a tokenizer that has to be trained."""
+    match config.tokenizer:
+        case "char":
+            return TokenFacts(facts.vocab_size, facts.val_tokens, facts.train_bytes / facts.train_tokens)
+        case "byte":
+            return TokenFacts(256, facts.val_bytes, 1.0)
+        case "bpe":
+            return None
+        case _:
+            assert_never(config.tokenizer)
 
 
 def require_length(corpus_name: str, split: str, num_tokens: int, context: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -34,7 +35,7 @@ def ranking_figure(results: StudyResults) -> Figure:
     figure, axes = new_figure(0.75 + 1.35 * ROW_INCHES * len(candidates))
     for row, candidate in enumerate(candidates):
         colour = BEST if row == 0 else BASE if candidate.is_baseline else OTHER
-        losses = runs.loc[runs["fingerprint"] == candidate.fingerprint, "val_loss"]
+        losses = runs.loc[runs["fingerprint"] == candidate.fingerprint, results.config.objective]
         size, alpha = (14, 0.55) if is_confirmed else (30, 0.9)
         axes.scatter(losses, [row] * len(losses), s=size, color=colour, alpha=alpha, linewidth=0, zorder=3)
         if candidate.low is not None and candidate.high is not None:
@@ -53,7 +54,9 @@ def ranking_figure(results: StudyResults) -> Figure:
                 )
         suffix = ", baseline" if candidate.is_baseline else ""
         row_label(axes, row, f"{candidate.label}{suffix}", f"{candidate.mean:.4f}", bold=row == 0)
-    style_rows(axes, len(candidates), f"validation loss (nats per token){'' if is_confirmed else ', in the search'}")
+    style_rows(
+        axes, len(candidates), f"{OBJECTIVES[results.config.objective]}{'' if is_confirmed else ', in the search'}"
+    )
     return figure
 
 
@@ -70,7 +73,7 @@ def differences_figure(verdict: Verdict) -> Figure:
         suffix = ", baseline" if other.is_baseline else ""
         said = "" if other.is_shown else ", not shown"
         row_label(axes, row, f"{other.label}{suffix}", f"+{other.difference:.4f}{said}")
-    style_rows(axes, len(comparisons), "extra loss against the best (nats per token)")
+    style_rows(axes, len(comparisons), f"extra {verdict.unit} against the best")
     return figure
 
 
@@ -126,12 +129,13 @@ def curves_figure(results: StudyResults, highlighted: int | None = None) -> Figu
     One trial stands out, by its number; without it the best and the baseline do.
     """
     trials = results.trials.set_index("number")
-    curves = results.curves[np.isfinite(results.curves["val_loss"]) & results.curves["tokens"].notna()]
+    objective = results.config.objective
+    curves = results.curves[np.isfinite(results.curves[objective]) & results.curves["tokens"].notna()]
     outcomes = trials["outcome"].reindex(curves["number"]).to_numpy()
     figure, axes = new_figure(3.3)
     for outcome, colour, width in (("pruned", PRUNED, 0.9), ("running", OTHER, 0.9), ("complete", OTHER, 0.9)):
         group = _even_sample(curves[outcomes == outcome])
-        lines = [line[["tokens", "val_loss"]].astype(float).to_numpy() for _, line in group.groupby("number")]
+        lines = [line[["tokens", objective]].astype(float).to_numpy() for _, line in group.groupby("number")]
         axes.add_collection(LineCollection(lines, colors=colour, linewidths=width, alpha=0.9, label=outcome))
         if outcome == "pruned" and lines:
             ends = np.array([line[-1] for line in lines])
@@ -141,12 +145,13 @@ def curves_figure(results: StudyResults, highlighted: int | None = None) -> Figu
         line = curves[curves["number"] == number]
         if line.empty:
             continue
-        axes.plot(line["tokens"].astype(float), line["val_loss"], color=colour, linewidth=2.2, label=name, zorder=4)
+        axes.plot(line["tokens"].astype(float), line[objective], color=colour, linewidth=2.2, label=name, zorder=4)
     axes.autoscale_view()
-    axes.set_ylim(*_loss_limits(curves[np.isin(outcomes, ["complete", "pruned", "running"])]))
+    shown = np.isin(outcomes, ["complete", "pruned", "running"])
+    axes.set_ylim(*_loss_limits(curves["milestone"][shown], curves[objective][shown]))
     axes.set_xlim(left=0)
     axes.set_xlabel("training tokens")
-    axes.set_ylabel("validation loss (nats per token)")
+    axes.set_ylabel(OBJECTIVES[objective])
     _count_axis(axes)
     handles, names = axes.get_legend_handles_labels()
     seen = set(outcomes) | {name for _, name, _ in told_apart}
@@ -238,16 +243,16 @@ def _minor_label(axes: Axes, count: float) -> str:
     return compact(count) if leading in ("2", "5") and high / low < 50 else ""
 
 
-def _loss_limits(curves: pd.DataFrame) -> tuple[float, float]:
+def _loss_limits(milestones: pd.Series[Any], losses: pd.Series[Any]) -> tuple[float, float]:
     """From the lowest loss to the highest of the second milestone: the fall from chance would flatten all the rest.
 
     While the curves are short, that fall is what there is to see.
     """
-    if curves.empty:
+    if losses.empty:
         return 0.0, 1.0
-    low = float(curves["val_loss"].min())
-    first = 2 if curves["milestone"].max() > 3 else 1
-    high = float(curves.loc[curves["milestone"] >= first, "val_loss"].max())
+    low = float(losses.min())
+    first = 2 if milestones.max() > 3 else 1
+    high = float(losses[milestones >= first].max())
     room = max(0.05 * (high - low), 0.01)
     return low - room, high + room
 

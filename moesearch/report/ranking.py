@@ -90,9 +90,9 @@ def _ranking_table(results: StudyResults) -> Table:
 
 def _unfinished(row: Mapping[Any, Any]) -> str:
     """What stands in place of a value that there is not: where a configuration was pruned, or is."""
-    if pd.isna(row["val_loss"]):
+    if pd.isna(row["reached"]):
         return "running"
-    return f"{'pruned' if row['num_pruned'] else 'running,'} at {loss(row['val_loss'])}"
+    return f"{'pruned' if row['num_pruned'] else 'running,'} at {loss(row['reached'])}"
 
 
 def _with_margin(candidate: Candidate) -> str:
@@ -104,7 +104,7 @@ def _with_margin(candidate: Candidate) -> str:
 def _seeds_table(results: StudyResults) -> Table:
     """Every confirmation loss: what the statistics are made from."""
     runs = results.confirm[results.confirm["outcome"] == "complete"]
-    losses = runs.pivot_table(index="fingerprint", columns="replicate", values="val_loss")
+    losses = runs.pivot_table(index="fingerprint", columns="replicate", values=results.config.objective)
     by_config = losses.to_dict("index")
     return Table(
         "Validation loss of each confirmation run, one column per seed index; a column shares its order of batches",

@@ -12,6 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.labels import config_label
 from moesearch.config.quantities import ROUTER_QUANTITIES
+from moesearch.config.study import Objective
 from moesearch.results import records
 from moesearch.results.continuations import one_record_each
 
@@ -93,8 +94,9 @@ def trials_frame(storage: BaseStorage, study_name: str) -> pd.DataFrame:
         KeyError: the storage holds no study of that name.
     """
     study_id = storage.get_study_id_from_name(study_name)
-    study_config = storage.get_study_system_attrs(study_id).get(records.STUDY_CONFIG, {})
-    return frame_of_trials(storage.get_all_trials(study_id, deepcopy=False), tuple(study_config.get("search", ())))
+    config = storage.get_study_system_attrs(study_id).get(records.STUDY_CONFIG, {})
+    trials = storage.get_all_trials(study_id, deepcopy=False)
+    return frame_of_trials(trials, tuple(config.get("search", ())), config.get("objective", "val_loss"))
 
 
 def curves_frame(storage: BaseStorage, study_name: str) -> pd.DataFrame:
@@ -104,24 +106,28 @@ def curves_frame(storage: BaseStorage, study_name: str) -> pd.DataFrame:
         KeyError: the storage holds no study of that name.
     """
     study_id = storage.get_study_id_from_name(study_name)
-    return frame_of_curves(storage.get_all_trials(study_id, deepcopy=False))
+    config = storage.get_study_system_attrs(study_id).get(records.STUDY_CONFIG, {})
+    return frame_of_curves(storage.get_all_trials(study_id, deepcopy=False), config.get("objective", "val_loss"))
 
 
-def frame_of_trials(trials: Sequence[FrozenTrial], knobs: Sequence[str] = ()) -> pd.DataFrame:
+def frame_of_trials(
+    trials: Sequence[FrozenTrial], knobs: Sequence[str] = (), objective: Objective = "val_loss"
+) -> pd.DataFrame:
     """The rows of ``trials_frame``. ``knobs`` are columns even if no trial has them yet.
 
     A trial that was stopped and promoted is one row, under the number of its last record.
     """
     trials = one_record_each(trials)
     paths = tuple(dict.fromkeys([*knobs, *(path for trial in trials for path in trial.params)]))
-    return _frame([*LEADING_COLUMNS, *paths, *TRAILING_COLUMNS], [_trial_row(trial, paths) for trial in trials])
-
-
-def frame_of_curves(trials: Sequence[FrozenTrial]) -> pd.DataFrame:
-    """The rows of ``curves_frame``."""
     return _frame(
-        CURVE_COLUMNS, [(trial.number, *point) for trial in one_record_each(trials) for point in _curve(trial)]
+        [*LEADING_COLUMNS, *paths, *TRAILING_COLUMNS], [_trial_row(trial, paths, objective) for trial in trials]
     )
+
+
+def frame_of_curves(trials: Sequence[FrozenTrial], objective: Objective = "val_loss") -> pd.DataFrame:
+    """The rows of ``curves_frame``."""
+    trials = one_record_each(trials)
+    return _frame(CURVE_COLUMNS, [(trial.number, *point) for trial in trials for point in _curve(trial, objective)])
 
 
 def outcome_of(trial: FrozenTrial) -> str:
@@ -178,13 +184,14 @@ def _series(name: str, values: list[Any]) -> pd.Series[Any]:
     return pd.Series(values, dtype="object")
 
 
-def _trial_row(trial: FrozenTrial, paths: Sequence[str]) -> tuple[Any, ...]:
+def _trial_row(trial: FrozenTrial, paths: Sequence[str], objective: Objective) -> tuple[Any, ...]:
     outcome = outcome_of(trial)
     attrs = trial.user_attrs
-    point = last_point(trial)
     values = knob_values(trial, paths)
     is_known = any(value is not None for value in values.values())
     reached = max(trial.intermediate_values, default=0)
+    # A curve inherited from the trial that this one continues has the objective alone.
+    point = last_point(trial) or {objective: trial.intermediate_values.get(reached)}
     return (
         trial.number,
         trial.state.name,
@@ -192,7 +199,7 @@ def _trial_row(trial: FrozenTrial, paths: Sequence[str]) -> tuple[Any, ...]:
         config_label(values) if is_known else "",
         *values.values(),
         trial.values[0] if outcome == "complete" and trial.values else None,
-        point.get("val_loss", trial.intermediate_values.get(reached)),
+        point.get("val_loss"),
         point.get("val_bpb"),
         point.get("train_loss"),
         point.get("milestone", reached),
@@ -216,10 +223,10 @@ def _trial_row(trial: FrozenTrial, paths: Sequence[str]) -> tuple[Any, ...]:
     )
 
 
-def _curve(trial: FrozenTrial) -> Iterator[tuple[Any, ...]]:
-    for milestone, val_loss in sorted(trial.intermediate_values.items()):
-        # Written by another tool, a curve has losses alone.
-        bare = {"milestone": milestone, "val_loss": val_loss}
+def _curve(trial: FrozenTrial, objective: Objective) -> Iterator[tuple[Any, ...]]:
+    for milestone, value in sorted(trial.intermediate_values.items()):
+        # Written by another tool, a curve has the objective alone.
+        bare = {"milestone": milestone, objective: value}
         point = trial.system_attrs.get(f"{records.MILESTONE_PREFIX}{milestone:04d}", bare)
         health = point.get("router_health") or {}
         yield (*(point.get(field) for field in CURVE_FIELDS), *(health.get(name) for name in ROUTER_QUANTITIES))

@@ -63,8 +63,8 @@ class RunningTrial:
     label: str
     milestone: int
     num_milestones: int
-    val_loss: float | None
-    """Nats per token at the last milestone; None before the first."""
+    value: float | None
+    """The objective at the last milestone; None before the first."""
     started: datetime | None
     """UTC."""
     worker: str
@@ -247,7 +247,7 @@ def _running_trial(trial: FrozenTrial, phase: TrialPhase, milestones: int, *, is
         label=config_label(trial.params),
         milestone=trial.last_step or 0,
         num_milestones=milestones,
-        val_loss=None if trial.last_step is None else trial.intermediate_values[trial.last_step],
+        value=None if trial.last_step is None else trial.intermediate_values[trial.last_step],
         started=None if trial.datetime_start is None else trial.datetime_start.astimezone(UTC),
         worker=trial.user_attrs.get(records.WORKER, ""),
         is_silent=is_silent,

@@ -93,6 +93,9 @@ def _provenance(results: StudyResults, exported: Exported, choice: Choice) -> di
             "total_params": attrs.get(records.TOTAL_PARAMS),
             "active_params": attrs.get(records.ACTIVE_PARAMS),
             "forward_flops_per_token": attrs.get(records.FLOPS_PER_TOKEN),
+            "vocab_size": attrs.get(records.VOCAB_SIZE),
+            "context": attrs.get(records.CONTEXT_TOKENS),
+            "bytes_per_token": attrs.get(records.BYTES_PER_TOKEN),
             "expert_hidden_dim": exported.config.expert_hidden_dim,
             "attention_scale": attention_scale(exported.config),
         },
@@ -140,12 +143,15 @@ def transfer_limits(results: StudyResults, config: TrialConfig) -> list[str]:
 
 
 def _result(results: StudyResults, exported: Exported) -> dict[str, Any]:
-    """What was measured of it. Losses are nats per token."""
+    """What was measured of it."""
     verdict = results.verdict
     fingerprint = exported.config.fingerprint()
     found: dict[str, Any] = {
         "verdict": verdict.sentence,
+        "objective": results.config.objective,
+        "unit": verdict.unit,
         "search_val_loss": None if exported.trial is None else last_point(exported.trial).get("val_loss"),
+        "search_val_bpb": None if exported.trial is None else last_point(exported.trial).get("val_bpb"),
         "search_outcome": None if exported.trial is None else outcome_of(exported.trial),
         "confirmed": None,
         "test": None,
@@ -156,7 +162,7 @@ def _result(results: StudyResults, exported: Exported) -> dict[str, Any]:
         if candidate.fingerprint == fingerprint:
             runs = [t for t in results.confirm_trials if t.user_attrs.get(records.FINGERPRINT) == fingerprint]
             found["confirmed"] = {
-                "mean_val_loss": candidate.mean,
+                f"mean_{results.config.objective}": candidate.mean,
                 "interval": [candidate.low, candidate.high],
                 "confidence": verdict.confidence,
                 "num_seeds": candidate.num_seeds,

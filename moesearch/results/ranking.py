@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from moesearch.config.study import Objective
+
 RANKING_COLUMNS = (
     "fingerprint",
     "label",
@@ -14,7 +16,7 @@ RANKING_COLUMNS = (
     "num_seeds",  # complete ones
     "num_pruned",
     "milestone",  # the last that any of its trials reached
-    "val_loss",  # nats per token: mean over complete seeds, else at that milestone
+    "reached",  # the objective: mean over complete seeds, else at that milestone
     "best_number",  # its complete trial with the lowest value, else its first trial
     "total_params",
     "active_params",
@@ -24,7 +26,7 @@ RANKING_COLUMNS = (
 )
 
 
-def configurations(trials: pd.DataFrame, knobs: Sequence[str]) -> pd.DataFrame:
+def configurations(trials: pd.DataFrame, knobs: Sequence[str], objective: Objective = "val_loss") -> pd.DataFrame:
     """One row per configuration that was trained at all, best first.
 
     Complete configurations come first, by their mean value; then those that were pruned or still run, by how far they
@@ -38,7 +40,6 @@ def configurations(trials: pd.DataFrame, knobs: Sequence[str]) -> pd.DataFrame:
     # Sorted so that "first" of a group is its best complete trial, else its first trial.
     ordered = trained.assign(
         is_pruned=trained["outcome"] == "pruned",
-        complete_loss=trained["val_loss"].where(complete),
         complete_flops=trained["active_flops"].where(complete),
         complete_seconds=trained["train_seconds"].where(complete),
     ).sort_values(["value", "number"], na_position="last")
@@ -52,13 +53,13 @@ def configurations(trials: pd.DataFrame, knobs: Sequence[str]) -> pd.DataFrame:
         num_seeds=groups["value"].count(),
         num_pruned=groups["is_pruned"].sum(),
         milestone=furthest["milestone"],
-        val_loss=groups["complete_loss"].mean().fillna(furthest["val_loss"]),
+        reached=groups["value"].mean().fillna(furthest[objective]),
         best_number=best["number"],
         active_flops=groups["complete_flops"].mean(),
         train_seconds=groups["complete_seconds"].mean(),
     )
     table = table.sort_values(
-        ["value", "milestone", "val_loss"], ascending=[True, False, True], na_position="last"
+        ["value", "milestone", "reached"], ascending=[True, False, True], na_position="last"
     ).reset_index()
     table["rank"] = range(1, len(table) + 1)
     return table[columns]

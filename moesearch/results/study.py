@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from moesearch.config.labels import config_label
 from moesearch.config.resolve import resolve
-from moesearch.config.study import StudyConfig
+from moesearch.config.study import Objective, StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import InfeasibleError, StoreError, UnknownStudyError
 from moesearch.results import records
@@ -32,12 +32,13 @@ from moesearch.results.frames import (
 from moesearch.results.lookup import all_names, unknown_study
 from moesearch.results.ranking import configurations
 from moesearch.results.statistics import pooled_deviation
-from moesearch.results.verdict import Candidate, ConfirmRun, LeftOut, Verdict, decide
+from moesearch.results.verdict import Candidate, ConfirmRun, LeftOut, Unit, Verdict, decide
 
 Storage = BaseStorage
 """The store, under a name for those who only pass it on."""
 
 LEADERS_SHOWN = 10
+UNITS: Mapping[Objective, Unit] = {"val_loss": "nats", "val_bpb": "bits per byte"}
 
 
 @dataclass(frozen=True)
@@ -67,26 +68,26 @@ class StudyResults:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        return frame_of_trials(self.search_trials, tuple(self.config.search))
+        return frame_of_trials(self.search_trials, tuple(self.config.search), self.config.objective)
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        return frame_of_curves(self.search_trials)
+        return frame_of_curves(self.search_trials, self.config.objective)
 
     @cached_property
     def confirm(self) -> pd.DataFrame:
         """The confirmation trials, as ``trials``."""
-        return frame_of_trials(self.confirm_trials, tuple(self.config.search))
+        return frame_of_trials(self.confirm_trials, tuple(self.config.search), self.config.objective)
 
     @cached_property
     def ranking(self) -> pd.DataFrame:
         """One row per configuration, best first."""
-        return configurations(self.trials, tuple(self.config.search))
+        return configurations(self.trials, tuple(self.config.search), self.config.objective)
 
     @cached_property
     def verdict(self) -> Verdict:
         """What the confirmation runs say now, with the stored opening of the test split; else the search's leaders."""
-        live = decide(confirm_runs(self), num_searched=self.num_configurations)
+        live = decide(confirm_runs(self), num_searched=self.num_configurations, unit=UNITS[self.config.objective])
         if live.conclusion in ("nothing", "unconfirmed"):
             return _unconfirmed(self, live.left_out)
         stored = self.stored_verdict
@@ -215,7 +216,7 @@ def read_study(storage: Storage, study_name: str) -> StudyResults:
 def confirm_runs(results: StudyResults) -> list[ConfirmRun]:
     """The confirmation runs that ended, as ``decide`` takes them."""
     complete = results.ranking[results.ranking["num_seeds"] > 0]
-    search_values = dict(zip(complete["fingerprint"], complete["val_loss"], strict=True))
+    search_values = dict(zip(complete["fingerprint"], complete["value"], strict=True))
     runs: list[ConfirmRun] = []
     for trial in results.confirm_trials:
         outcome = outcome_of(trial)
@@ -230,7 +231,7 @@ def confirm_runs(results: StudyResults) -> list[ConfirmRun]:
                 label=config_label(params),
                 params=params,
                 seed_index=int(trial.user_attrs[records.REPLICATE]),
-                val_loss=float(point["val_loss"]) if outcome == "complete" else math.nan,
+                val_loss=float(point[results.config.objective]) if outcome == "complete" else math.nan,
                 search_value=search_values.get(fingerprint),
                 is_baseline=fingerprint == results.baseline_fingerprint,
                 block_losses=tuple(point.get("val_block_losses", ())) if outcome == "complete" else (),
@@ -242,23 +243,24 @@ def confirm_runs(results: StudyResults) -> list[ConfirmRun]:
 def _unconfirmed(results: StudyResults, left_out: tuple[LeftOut, ...]) -> Verdict:
     """What the search alone says: its leaders, on the seeds that it happened to train."""
     complete = results.ranking[results.ranking["num_seeds"] > 0]
-    seed_values = results.trials.query("outcome == 'complete'").groupby("fingerprint")["val_loss"].apply(list)
+    seed_values = results.trials.query("outcome == 'complete'").groupby("fingerprint")["value"].apply(list)
     leaders = tuple(
         Candidate(
             fingerprint=str(row["fingerprint"]),
             label=str(row["label"]),
             params={path: row[path] for path in results.config.search},
             num_seeds=int(row["num_seeds"]),
-            mean=float(row["val_loss"]),
+            mean=float(row["value"]),
             low=None,
             high=None,
-            search_value=float(row["val_loss"]),
+            search_value=float(row["value"]),
             is_baseline=row["fingerprint"] == results.baseline_fingerprint,
         )
         for row in complete.head(LEADERS_SHOWN).to_dict("records")
     )
     return Verdict(
         "unconfirmed" if leaders else "nothing",
+        unit=UNITS[results.config.objective],
         ranking=leaders,
         num_seeds=leaders[0].num_seeds if leaders else 0,
         seed_noise=pooled_deviation(list(seed_values)),

@@ -40,12 +40,13 @@ from moesearch.results.statistics import (
 
 CONFIDENCE = 0.95
 
+Unit = Literal["nats", "bits per byte"]
 Conclusion = Literal["winner", "no_difference", "alone", "unconfirmed", "nothing"]
 
 
 @dataclass(frozen=True)
 class ConfirmRun:
-    """One confirmation run that ended; ``val_loss`` is nats per token, NaN or infinite where it diverged."""
+    """One confirmation run that ended; ``val_loss`` is in the study's unit, NaN or infinite where it diverged."""
 
     fingerprint: str
     label: str
@@ -53,14 +54,14 @@ class ConfirmRun:
     seed_index: int
     val_loss: float
     search_value: float | None = None
-    """Validation loss in the search, by which the configuration was chosen; None if it was not searched."""
+    """Objective in the search, by which the configuration was chosen; None if it was not searched."""
     is_baseline: bool = False
     block_losses: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A configuration and what its runs gave, in nats per token."""
+    """A configuration and what its runs gave, in the unit of the verdict."""
 
     fingerprint: str
     label: str
@@ -91,7 +92,8 @@ class Comparison:
     p_holm: float
     is_shown: bool
     blocks_ahead: int | None
-    """Blocks of the validation text on which the best one's mean over seeds is lower; no evidence of its own."""
+    """Blocks of the validation text on which the best one's mean over seeds is lower, per byte; no evidence of its own.
+    """
     num_blocks: int | None
 
 
@@ -123,10 +125,12 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a study found. Losses and differences are nats per token of validation loss."""
+    """What a study found. Losses and differences are validation losses in ``unit``."""
 
     conclusion: Conclusion
     confidence: float = CONFIDENCE
+    unit: Unit = "nats"
+    """Nats per token, or bits per byte where tokenizers were compared."""
     ranking: tuple[Candidate, ...] = ()
     """The compared configurations, lowest mean first; unconfirmed: the search's leaders on their search values."""
     comparisons: tuple[Comparison, ...] = ()
@@ -195,7 +199,13 @@ class Verdict:
         )
 
 
-def decide(runs: Sequence[ConfirmRun], *, num_searched: int | None = None, confidence: float = CONFIDENCE) -> Verdict:
+def decide(
+    runs: Sequence[ConfirmRun],
+    *,
+    num_searched: int | None = None,
+    confidence: float = CONFIDENCE,
+    unit: Unit = "nats",
+) -> Verdict:
     """The verdict from confirmation runs, in any order. Pure: same runs, same verdict.
 
     A configuration that diverged on any seed is left out, since the mean of its survivors would flatter it. The others
@@ -203,13 +213,14 @@ def decide(runs: Sequence[ConfirmRun], *, num_searched: int | None = None, confi
     """
     by_config, left_out = _complete_blocks(runs)
     if not by_config:
-        return Verdict("nothing", confidence, left_out=left_out, num_searched=num_searched)
+        return Verdict("nothing", confidence, unit, left_out=left_out, num_searched=num_searched)
     by_config = dict(sorted(by_config.items(), key=lambda item: _mean(item[1])))
     losses = np.array([[run.val_loss for run in config_runs] for config_runs in by_config.values()])
     num_configs, num_seeds = losses.shape
     verdict = Verdict(
         "unconfirmed" if num_seeds == 1 else "alone",
         confidence,
+        unit,
         ranking=_rank(by_config, losses, confidence),
         num_seeds=num_seeds,
         seed_noise=None if num_seeds == 1 else seed_deviation(losses),

@@ -12,9 +12,9 @@ if TYPE_CHECKING:  # The verdict speaks through this module, so a plain import w
     from moesearch.results.verdict import Candidate, Comparison, Verdict
 
 
-def nats(value: float) -> str:
-    """A loss or a difference of losses, four decimals."""
-    return f"{value:.4f} nats"
+def amount(verdict: Verdict, value: float) -> str:
+    """A loss or a difference of losses in the verdict's unit, four decimals."""
+    return f"{value:.4f} {verdict.unit}"
 
 
 def percent(value: float) -> str:
@@ -39,7 +39,7 @@ def sentence(verdict: Verdict) -> str:
         case "alone":
             assert best is not None
             return (
-                f"{best.label} reached {nats(best.mean)}{_interval(verdict, best.low, best.high)} on "
+                f"{best.label} reached {amount(verdict, best.mean)}{_interval(verdict, best.low, best.high)} on "
                 f"{verdict.num_seeds} fresh seeds. No other configuration was confirmed, so nothing is said of others."
             )
         case "winner":
@@ -61,14 +61,15 @@ def details(verdict: Verdict) -> tuple[str, ...]:
         among = "" if verdict.num_searched is None else f", picked from {verdict.num_searched:,} configurations tried,"
         side = "lower" if flattery < 0 else "higher"
         facts.append(
-            f"Winner's curse: its search value{among} was {nats(abs(flattery))} {side} than its mean on fresh seeds."
+            f"Winner's curse: its search value{among} was {amount(verdict, abs(flattery))} {side} than its mean on "
+            "fresh seeds."
         )
     if verdict.seed_noise is not None:
-        text = f"Seed noise: the loss of one configuration varies by {nats(verdict.seed_noise)} (standard deviation)"
+        noise = amount(verdict, verdict.seed_noise)
+        text = f"Seed noise: the loss of one configuration varies by {noise} (standard deviation)"
         if verdict.shows_from is not None:
-            text += (
-                f"; {verdict.num_seeds} seeds each show a difference of {nats(verdict.shows_from)} four times in five"
-            )
+            shown = amount(verdict, verdict.shows_from)
+            text += f"; {verdict.num_seeds} seeds each show a difference of {shown} four times in five"
         facts.append(f"{text}.")
     runner_up = verdict.runner_up
     if runner_up is not None and runner_up.blocks_ahead is not None:
@@ -80,7 +81,7 @@ def details(verdict: Verdict) -> tuple[str, ...]:
         opened = datetime.fromtimestamp(verdict.test.opened_at, UTC)
         facts.append(
             f"The test split was opened once, for this configuration, on {opened:%Y-%m-%d at %H:%M} UTC: "
-            f"{nats(verdict.test.mean_loss)}, {verdict.test.mean_bits_per_byte:.4f} bits per byte "
+            f"{verdict.test.mean_loss:.4f} nats, {verdict.test.mean_bits_per_byte:.4f} bits per byte "
             f"(mean of {len(verdict.test.losses)} seed{'s' if len(verdict.test.losses) > 1 else ''})."
         )
     facts.extend(f"Not compared: {left_out.label} ({left_out.reason})." for left_out in verdict.left_out)
@@ -94,10 +95,10 @@ def _interval(verdict: Verdict, low: float | None, high: float | None, kind: str
 
 
 def _unconfirmed(verdict: Verdict, best: Candidate) -> str:
-    text = f"{best.label} leads with {nats(best.mean)}, not confirmed yet"
+    text = f"{best.label} leads with {amount(verdict, best.mean)}, not confirmed yet"
     if len(verdict.ranking) > 1:
         second = verdict.ranking[1]
-        text += f": its lead of {nats(second.mean - best.mean)} over {second.label}"
+        text += f": its lead of {amount(verdict, second.mean - best.mean)} over {second.label}"
         if best.num_seeds == second.num_seeds == 1:
             text += " rests on one seed each"
         text += " and was chosen by the numbers that show it"
@@ -108,7 +109,8 @@ def _winner(verdict: Verdict, best: Candidate, runner_up: Comparison) -> str:
     name = f"{runner_up.label} (the baseline)" if runner_up.is_baseline else runner_up.label
     others = "" if len(verdict.comparisons) == 1 else f"the runner-up, {name}"
     return (
-        f"{best.label} is best: {nats(best.mean)}, {nats(runner_up.difference)} ({percent(runner_up.percent)}) below "
+        f"{best.label} is best: {amount(verdict, best.mean)}, {amount(verdict, runner_up.difference)} "
+        f"({percent(runner_up.percent)}) below "
         f"{others or name}, at {verdict.confidence * 100:g} % confidence ({verdict.num_seeds} fresh seeds each, paired"
         f"{', Holm-corrected' if others else ''})."
         f"{_baseline(verdict, runner_up)}"
@@ -118,7 +120,8 @@ def _winner(verdict: Verdict, best: Candidate, runner_up: Comparison) -> str:
 def _no_difference(verdict: Verdict, best: Candidate, runner_up: Comparison) -> str:
     text = (
         f"No difference was shown between the leaders {joined(verdict.leaders)}. {best.label} has the lowest mean, "
-        f"{nats(best.mean)}, {nats(runner_up.difference)} ({percent(runner_up.percent)}) below {runner_up.label}"
+        f"{amount(verdict, best.mean)}, {amount(verdict, runner_up.difference)} ({percent(runner_up.percent)}) below "
+        f"{runner_up.label}"
         f"{_interval(verdict, runner_up.low, runner_up.high, ', Holm-corrected,')}. "
     )
     if verdict.seeds_needed is None:
@@ -134,7 +137,7 @@ def _baseline(verdict: Verdict, already_said: Comparison) -> str:
     """What was shown against the baseline, unless the runner-up is the baseline."""
     for other in verdict.comparisons:
         if other.is_baseline and other is not already_said:
-            lead = f"{nats(other.difference)} ({percent(other.percent)})"
+            lead = f"{amount(verdict, other.difference)} ({percent(other.percent)})"
             if other.is_shown:
                 return f" It beats the baseline, {other.label}, by {lead}."
             return f" Its lead of {lead} over the baseline, {other.label}, is not shown either."

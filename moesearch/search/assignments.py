@@ -127,7 +127,7 @@ def last_point(trial: FrozenTrial) -> EvalPoint | None:
 
 
 def objective_value(objective: Objective, point: EvalPoint) -> float:
-    """What the study minimises, of a trial's last milestone."""
+    """What the study minimises, of a trial's milestone."""
     match objective:
         case "val_loss":
             return point.val_loss

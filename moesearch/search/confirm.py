@@ -118,13 +118,14 @@ def settle_verdict(config: StudyConfig, storage: RDBStorage, open_test_split: Te
 
     The split is opened again only if other runs decide now than did at the last opening. None if nothing was confirmed.
     """
-    from moesearch.results.study import confirm_runs, read_study
+    from moesearch.results.study import UNITS, confirm_runs, read_study
     from moesearch.results.verdict import decide
 
     results = read_study(storage, config.name)
     if not results.confirm_trials:
         return None
-    verdict = decide(confirm_runs(results), num_searched=results.num_configurations)
+    unit = UNITS[config.objective]
+    verdict = decide(confirm_runs(results), num_searched=results.num_configurations, unit=unit)
     stored = results.stored_verdict
     if stored is not None and stored.test is not None and replace(stored, test=None) == verdict:
         return stored

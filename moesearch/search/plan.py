@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal, assert_never
@@ -12,12 +12,16 @@ from moesearch.config.labels import short_value
 from moesearch.config.resolve import is_lane_field, resolve
 from moesearch.config.space import feasible_points, size
 from moesearch.config.study import StudyConfig
-from moesearch.config.trial import TrialConfig
+from moesearch.config.trial import DataConfig, TrialConfig
 from moesearch.data.corpora import load_facts
+from moesearch.data.facts import TokenFacts, require_length, token_facts
 from moesearch.model import cost
 from moesearch.model.memory import peak_memory_bytes
 from moesearch.search.families import num_families, shape_knobs
 from moesearch.search.suggest import MAX_LISTED_POINTS
+
+_MAX_TRAINED = 8
+"""Vocabularies that are trained to work out what a study costs."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,13 @@ class Plan:
     milestones: int
     base_cost: TrialCost
     corpus: str
+    tokenizer: str
+    """Of the base, as are the next three."""
     vocab_size: int
+    bytes_per_token: float
+    """Mean over the training split."""
+    context: int
+    """In tokens."""
     min_trial_flops: float
     max_trial_flops: float
     """Over the feasible points; the base's where they are not listed."""
@@ -97,14 +107,16 @@ def plan(config: StudyConfig) -> Plan:
     Raises:
         CorpusError: the study's own text cannot be read, or is too short for the base's context.
     """
-    facts = load_facts(config.base.data)
-    facts.check_length(config.base.model.context)
+    texts = _TextSizes(config.base.data)
+    text = texts.of(config.base.data)
+    base = config.base.fitted(text.bytes_per_token)
+    require_length(texts.corpus.name, "validation", text.val_tokens, base.model.context)
     points = feasible_points(config, limit=MAX_LISTED_POINTS)
-    base_cost = _cost(config.base, facts.vocab_size, facts.val_tokens)
-    trials = [resolve(config.base, point) for point in points or ()] or [config.base]
-    flops = [_cost(trial, facts.vocab_size, facts.val_tokens).flops for trial in trials]
+    base_cost = _cost(base, text)
+    trials = list(texts.measured(config, points or ())) or [(base, text)]
+    flops = [_cost(trial, sizes).flops for trial, sizes in trials]
     device_type: Literal["cpu", "cuda"] = "cuda" if config.run.device.startswith("cuda") else "cpu"
-    memory = [peak_memory_bytes(trial, facts.vocab_size, device_type=device_type) for trial in trials]
+    memory = [peak_memory_bytes(trial, sizes.vocab_size, device_type=device_type) for trial, sizes in trials]
     # The baseline is confirmed beside the leaders, unless it is one of them.
     num_confirmed = config.confirm.top + (1 if config.enqueue else 0) if config.confirm.top else 0
     num_confirm_runs = num_confirmed * config.confirm.seeds
@@ -119,14 +131,17 @@ def plan(config: StudyConfig) -> Plan:
         knobs=tuple(PlannedKnob(path, _values_text(knob), is_lane_field(path)) for path, knob in config.search.items()),
         num_points=size(config.search),
         num_feasible=None if points is None else len(points),
-        total_params=cost.total_params(config.base, facts.vocab_size),
-        active_params=cost.active_params(config.base, facts.vocab_size),
-        flops_per_token=cost.flops_per_token(config.base, facts.vocab_size),
-        router_flops_per_token=cost.router_flops_per_token(config.base),
+        total_params=cost.total_params(base, text.vocab_size),
+        active_params=cost.active_params(base, text.vocab_size),
+        flops_per_token=cost.flops_per_token(base, text.vocab_size),
+        router_flops_per_token=cost.router_flops_per_token(base),
         milestones=config.base.budget.milestones,
         base_cost=base_cost,
-        corpus=facts.name,
-        vocab_size=facts.vocab_size,
+        corpus=texts.corpus.name,
+        tokenizer=config.base.data.tokenizer,
+        vocab_size=text.vocab_size,
+        bytes_per_token=text.bytes_per_token,
+        context=base.model.context,
         min_trial_flops=min(flops),
         max_trial_flops=max(flops),
         study_flops=config.num_trials * fmean(flops),
@@ -156,7 +171,7 @@ def plan_lines(planned: Plan) -> list[str]:
         f"base     {planned.total_params:,} parameters, {planned.active_params:,} active per token, "
         f"{planned.flops_per_token:,} FLOPs per token forward, "
         f"{planned.router_flops_per_token / planned.flops_per_token:.1%} of them in routers",
-        f"text     {planned.corpus}, {planned.vocab_size} distinct characters",
+        f"text     {planned.corpus}, {_tokenizer_text(planned)}",
         f"trial    {base.steps:,} steps, {base.train_tokens:,} tokens, {_flops(base.train_flops)} to train and "
         f"{_flops(base.eval_flops)} for {planned.milestones} exact evaluations (base); "
         f"{_flops(planned.min_trial_flops)} to {_flops(planned.max_trial_flops)} over the space",
@@ -167,14 +182,58 @@ def plan_lines(planned: Plan) -> list[str]:
     ]
 
 
-def _cost(config: TrialConfig, vocab_size: int, val_tokens: int) -> TrialCost:
-    steps = cost.num_steps(config, vocab_size)
+class _TextSizes:
+    """The study's text under its tokenizers. BPE has to be trained for that, which takes seconds each."""
+
+    def __init__(self, base: DataConfig) -> None:
+        self.corpus = load_facts(base)
+        self._sizes: dict[tuple[object, ...], TokenFacts] = {}
+
+    def of(self, config: DataConfig) -> TokenFacts:
+        key = (config.tokenizer, config.vocab_size)
+        if key not in self._sizes:
+            self._sizes[key] = token_facts(self.corpus, config) or _trained(config)
+        return self._sizes[key]
+
+    def measured(
+        self, config: StudyConfig, points: Sequence[Mapping[str, object]]
+    ) -> Iterator[tuple[TrialConfig, TokenFacts]]:
+        """The trials of the points, as they fit their text, but for those that need more than a few trained vocabularies."""
+        vocab_sizes: set[int] = set()
+        for point in points:
+            trial = resolve(config.base, point)
+            if trial.data.tokenizer == "bpe":
+                if len(vocab_sizes | {trial.data.vocab_size}) > _MAX_TRAINED:
+                    continue
+                vocab_sizes.add(trial.data.vocab_size)
+            sizes = self.of(trial.data)
+            yield trial.fitted(sizes.bytes_per_token), sizes
+
+
+def _trained(config: DataConfig) -> TokenFacts:
+    from moesearch.data.tokens import load_tokens
+
+    return load_tokens(config).facts
+
+
+def _cost(config: TrialConfig, text: TokenFacts) -> TrialCost:
+    steps = cost.num_steps(config, text.vocab_size)
     train_tokens = steps * config.tokens_per_step
     return TrialCost(
         steps,
         train_tokens,
-        float(train_tokens * cost.training_flops_per_token(config, vocab_size)),
-        float(config.budget.milestones * val_tokens * cost.flops_per_token(config, vocab_size)),
+        float(train_tokens * cost.training_flops_per_token(config, text.vocab_size)),
+        float(config.budget.milestones * text.val_tokens * cost.flops_per_token(config, text.vocab_size)),
+    )
+
+
+def _tokenizer_text(planned: Plan) -> str:
+    """``68 distinct characters``, or the tokens and what they hold of the text."""
+    if planned.tokenizer == "char":
+        return f"{planned.vocab_size} distinct characters"
+    return (
+        f"{planned.vocab_size:,} tokens of {planned.tokenizer}, {planned.bytes_per_token:.2f} bytes each; "
+        f"context {planned.context:,} tokens (base)"
     )
 
 

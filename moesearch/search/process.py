@@ -26,7 +26,14 @@ from moesearch.config.study import MAX_LANES
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import InputError, TrackingError
 from moesearch.model import cost
-from moesearch.results.records import ACTIVE_PARAMS, FLOPS_PER_TOKEN, TOTAL_PARAMS
+from moesearch.results.records import (
+    ACTIVE_PARAMS,
+    BYTES_PER_TOKEN,
+    CONTEXT_TOKENS,
+    FLOPS_PER_TOKEN,
+    TOTAL_PARAMS,
+    VOCAB_SIZE,
+)
 from moesearch.search.claims import Claims, requeue_stale, worker_name
 from moesearch.search.confirm import plan_confirmation
 from moesearch.search.order import ERROR_MARK, WorkOrder
@@ -65,21 +72,27 @@ class DiskCheckpoints:
 
 def work(order: WorkOrder, stop: threading.Event) -> None:
     """Work off the search, then its confirmation."""
-    from moesearch.data.tokens import load_tokens
-    from moesearch.training.trainer import LaneTrainer
+    from moesearch.data.tokens import Texts
+    from moesearch.training.text_trainer import TextTrainer
 
     config = order.config
     storage = open_storage(order.storage_url, on_stale=requeue_stale)
-    tokens = load_tokens(config.base.data)
-    trainer = LaneTrainer(tokens, num_lanes=num_lanes(order, tokens), device=order.device)
+    texts = Texts()
+    tokens = texts.of(config.base.data)
+    trainer = TextTrainer(texts, tokens, num_lanes=num_lanes(order, tokens), device=order.device)
     tracker = _open_tracker(order)
     corpus = (tokens.corpus_name, tokens.corpus_sha256)
 
-    def facts(trial: TrialConfig) -> Mapping[str, int]:
+    def facts(trial: TrialConfig) -> Mapping[str, int | float]:
+        text = texts.of(trial.data).facts
+        fitted = trial.fitted(text.bytes_per_token)
         return {
-            TOTAL_PARAMS: cost.total_params(trial, tokens.vocab_size),
-            ACTIVE_PARAMS: cost.active_params(trial, tokens.vocab_size),
-            FLOPS_PER_TOKEN: cost.flops_per_token(trial, tokens.vocab_size),
+            TOTAL_PARAMS: cost.total_params(fitted, text.vocab_size),
+            ACTIVE_PARAMS: cost.active_params(fitted, text.vocab_size),
+            FLOPS_PER_TOKEN: cost.flops_per_token(fitted, text.vocab_size),
+            VOCAB_SIZE: text.vocab_size,
+            CONTEXT_TOKENS: fitted.model.context,
+            BYTES_PER_TOKEN: round(text.bytes_per_token, 4),
         }
 
     claims = _claims(storage, join_study(config, storage), config.num_trials)

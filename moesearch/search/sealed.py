@@ -10,17 +10,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from moesearch.config.trial import DataConfig
 from moesearch.errors import CheckpointError
 
 
-def test_losses(data: DataConfig, folders: Sequence[Path], device: str) -> list[tuple[float, float]]:
+def test_losses(folders: Sequence[Path], device: str) -> list[tuple[float, float]]:
     """Loss in nats per token and bits per byte on the test split, of each model whose checkpoint is there."""
-    from moesearch.data.tokens import load_tokens
+    from moesearch.data.tokens import Texts
     from moesearch.training.checkpoints import has_checkpoint, load_checkpoint
     from moesearch.training.trainer import LaneTrainer
 
-    trainer = LaneTrainer(load_tokens(data), device=device)
+    texts = Texts()
     results = []
     for folder in folders:
         if not has_checkpoint(folder):
@@ -29,9 +28,9 @@ def test_losses(data: DataConfig, folders: Sequence[Path], device: str) -> list[
             checkpoint = load_checkpoint(folder)
         except CheckpointError:
             continue
+        trainer = LaneTrainer(texts.of(checkpoint.config.data), device=device)
         trainer.load(0, checkpoint.config, checkpoint)
         loss = trainer.evaluate(0, "test")
-        trainer.free(0)
         results.append((loss.loss, loss.bits_per_byte))
     return results
 
@@ -39,7 +38,7 @@ def test_losses(data: DataConfig, folders: Sequence[Path], device: str) -> list[
 def main() -> int:
     order = json.load(sys.stdin)
     folders = [Path(folder) for folder in order["folders"]]
-    results = test_losses(DataConfig.model_validate(order["data"]), folders, order["device"])
+    results = test_losses(folders, order["device"])
     json.dump(results, sys.stdout)
     return 0
 

@@ -194,7 +194,8 @@ def _check_corpus(config: StudyConfig, storage: RDBStorage) -> None:
     from moesearch.data.corpora import load_corpus
 
     facts = load_corpus(config.base.data).facts
-    facts.check_length(config.base.model.context)
+    if config.base.data.tokenizer == "char" and config.base.data.context_bytes is None:
+        facts.check_length(config.base.model.context)
     study_id = storage.get_study_id_from_name(config.name)
     stored = storage.get_study_system_attrs(study_id).get(CORPUS_FACTS)
     if stored is not None and stored["sha256"] != facts.sha256:
@@ -209,10 +210,10 @@ def _check_corpus(config: StudyConfig, storage: RDBStorage) -> None:
             "name": facts.name,
             "sha256": facts.sha256,
             "characters": facts.num_characters,
-            "vocab_size": facts.vocab_size,
-            "train_tokens": facts.train_tokens,
-            "val_tokens": facts.val_tokens,
-            "test_tokens": facts.test_tokens,
+            "distinct_characters": facts.vocab_size,
+            "train_bytes": facts.train_bytes,
+            "val_bytes": facts.val_bytes,
+            "test_bytes": facts.test_bytes,
         },
     )
 
@@ -263,7 +264,6 @@ def _signals(crew: Crew) -> Iterator[None]:
 def open_test_split(order: WorkOrder, keys: Sequence[str], device: str) -> OpenedTest | None:
     """Evaluate confirmation models on the test split, in a process of its own; None where none is on this machine."""
     request = {
-        "data": order.config.base.data.model_dump(mode="json"),
         "folders": [str(order.confirm_checkpoints / key) for key in keys],
         "device": device,
     }

@@ -185,7 +185,7 @@ class _Worker:
         with fenced(trial):
             record = asdict(point if point.is_last else point.brief())
             trial.storage.set_trial_system_attr(trial._trial_id, f"{MILESTONE_PREFIX}{point.milestone:04d}", record)
-            trial.report(point.val_loss, point.milestone)
+            trial.report(objective_value(self.job.config.objective, point), point.milestone)
         self.job.view.log(assignment, point)
         self._ends_at(lane, point)
         if self.halving is not None and point.milestone in self.halving.rungs:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from moesearch.training.points import RouterHealth
 from moesearch.training.router_stats import RouterStats
 
 NUM_BLOCKS = 64
-"""Consecutive equal blocks of a split whose mean losses are kept, for paired comparisons."""
+"""Consecutive equal parts of a split's text whose mean losses are kept, for paired comparisons."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class SplitResult:
     bits_per_byte: float
     """Of the UTF-8 text that the tokens stand for: comparable between tokenizers."""
     block_losses: tuple[float, ...] = field(repr=False)
-    """Nats per token of NUM_BLOCKS consecutive blocks, equal but for rounding to whole tokens."""
+    """Nats per byte of NUM_BLOCKS equal parts of the text, the same ones for every tokenizer."""
     router_health: RouterHealth | None = None
     """None for a model without routers."""
 
@@ -47,11 +48,12 @@ def never() -> bool:
 
 
 def evaluate_split(
-    model: MoETransformer, tokens_N: Tensor, num_bytes: int, should_stop: Callable[[], bool] = never
+    model: MoETransformer, tokens_N: Tensor, bytes_per_id_V: Tensor, should_stop: Callable[[], bool] = never
 ) -> list[SplitResult] | None:
     """Each lane's loss and router health on a split; None if stopped between two batches.
 
-    ``tokens_N`` is the whole split, on the model's device; ``num_bytes`` the length of its predicted part in UTF-8.
+    ``tokens_N`` is the whole split, on the model's device; ``bytes_per_id_V`` says how many
+    bytes of UTF-8 each id stands for.
     """
     R, context = model.layout.num_lanes, model.configs[0].model.context
     losses, stats = [], RouterStats()
@@ -64,19 +66,29 @@ def evaluate_split(
             losses.append(token_losses(output.logits_RBTV, targets_BT.expand(R, -1, -1)).flatten(1))
             stats.add(output.routings)
         losses_RN = torch.cat(losses, 1).cpu()
+    bytes_N1 = bytes_per_id_V[tokens_N.cpu()]
     health = stats.read(model.layout.num_experts)
-    return [replace(summarize(row, num_bytes), router_health=own) for row, own in zip(losses_RN, health, strict=True)]
+    return [replace(summarize(row, bytes_N1), router_health=own) for row, own in zip(losses_RN, health, strict=True)]
 
 
-def summarize(losses_N: Tensor, num_bytes: int) -> SplitResult:
-    """Means over a split and its blocks from the loss of each token, summed in float64."""
-    num_tokens = len(losses_N)
-    num_blocks = min(NUM_BLOCKS, num_tokens)
-    edges = [block * num_tokens // num_blocks for block in range(num_blocks + 1)]
-    sums = [float(losses_N[first:last].sum(dtype=torch.float64)) for first, last in pairwise(edges)]
-    total = math.fsum(sums)
+def summarize(losses_N: Tensor, bytes_N1: Tensor) -> SplitResult:
+    """Means over a split and its blocks, from the loss of each predicted token and the bytes of all tokens.
+
+    Blocks are cut by bytes of the text, so that a block holds the same text under every tokenizer; a token's loss is
+    spread evenly over its bytes. The first token is predicted by nothing: it has bytes and no loss.
+    """
+    ends = bytes_N1.cumsum(0).numpy()
+    first_bytes, last_byte = int(ends[0]), int(ends[-1])
+    cumulative_N1 = np.concatenate([[0.0], np.cumsum(losses_N.numpy().astype(np.float64))])
+    total = math.fsum(losses_N.tolist())
+    # The first byte, which no tokenizer predicts, is in no block.
+    num_blocks = min(NUM_BLOCKS, len(losses_N))
+    edges = [1 + block * (last_byte - 1) // num_blocks for block in range(num_blocks + 1)]
+    sums = np.diff(np.interp(edges, ends, cumulative_N1)).tolist()
+    lengths = [last - max(first, first_bytes) for first, last in pairwise(edges)]
     return SplitResult(
-        loss=total / num_tokens,
-        bits_per_byte=total / (math.log(2) * num_bytes),
-        block_losses=tuple(s / (last - first) for s, (first, last) in zip(sums, pairwise(edges), strict=True)),
+        loss=total / len(losses_N),
+        bits_per_byte=total / (math.log(2) * (last_byte - first_bytes)),
+        # A block that the first token fills has nothing to predict.
+        block_losses=tuple(s / length if length > 0 else 0.0 for s, length in zip(sums, lengths, strict=True)),
     )

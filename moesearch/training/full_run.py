@@ -12,6 +12,7 @@ from moesearch.config.dumper import dump_yaml
 from moesearch.config.quantities import ROUTER_QUANTITIES
 from moesearch.config.resolve import field_names
 from moesearch.config.trial import TrialConfig
+from moesearch.data.tokenizers import decode, sha256_of
 from moesearch.data.tokens import TokenData
 from moesearch.errors import CheckpointError, InputError
 from moesearch.model.cost import num_steps
@@ -56,7 +57,7 @@ class FullRun:
         Raises:
             InputError: the folder holds another run, or no intact checkpoint among those that it has.
         """
-        self._config = config
+        self._config = config = config.fitted(tokens.facts.bytes_per_token)
         self._tokens = tokens
         self._folder = folder
         self._checkpoints = folder / "checkpoints"
@@ -104,7 +105,11 @@ class FullRun:
     def write_results(self) -> str:
         """Write RESULT_FILES; returns the text that the trained model generates."""
         tokens, points, sample = self._tokens, self.points, self._sample()
-        provenance = {"corpus": tokens.corpus_name, "corpus_sha256": tokens.corpus_sha256}
+        provenance = {
+            "corpus": tokens.corpus_name,
+            "corpus_sha256": tokens.corpus_sha256,
+            "tokenizer_sha256": sha256_of(tokens.tokenizer),
+        }
         values = {"trial": self._config.model_dump(mode="json"), "data": provenance, "result": _row(points[-1])}
         texts = {
             "config.yaml": dump_yaml(values),
@@ -118,12 +123,11 @@ class FullRun:
         return sample
 
     def _sample(self) -> str:
-        """Text from a line break or, in a corpus without one, from its first character."""
+        """Text from a line break or, in a tokenizer without one, from the training split's first token."""
         tokenizer = self._tokens.tokenizer
-        prompt = "\n" if "\n" in tokenizer.characters else tokenizer.decode(self._tokens.train[:1])
-        model = self._trainer.model(0)
-        ids = generate(model, 0, tokenizer.encode(prompt).tolist(), SAMPLE_TOKENS, seed=self._config.seed)
-        return tokenizer.decode(ids).strip()
+        prompt = [tokenizer.pieces.index(b"\n")] if b"\n" in tokenizer.pieces else self._tokens.train[:1].tolist()
+        ids = generate(self._trainer.model(0), 0, prompt, SAMPLE_TOKENS, seed=self._config.seed)
+        return decode(tokenizer, ids).strip()
 
 
 def _differences(theirs: TrialConfig, ours: TrialConfig) -> str:

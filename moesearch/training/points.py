@@ -96,7 +96,7 @@ class EvalPoint:
 
     ``val_loss`` is nats per token of the language model alone over the whole validation split, dropout and router
     noise off; ``train_loss`` is the mean over the steps since the last milestone, dropout and noise on.
-    ``val_block_losses`` are means over consecutive equal blocks of the split, for paired comparisons.
+    ``val_block_losses`` are nats per byte of consecutive equal parts of its text, for paired comparisons.
     """
 
     milestone: int

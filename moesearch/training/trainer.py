@@ -63,6 +63,7 @@ class LaneTrainer:
             ValueError: the trial is of another shape family than those that are training.
         """
         assert self._lanes[lane] is None, f"lane {lane} is not free"
+        config = config.fitted(self._tokens.facts.bytes_per_token)
         check_length(self._tokens, config.model.context)
         beside = [other.config for other in self._active()]
         require_one_shape([*beside, config])
@@ -209,12 +210,8 @@ class LaneTrainer:
         started = time.perf_counter()
         if self._pack is not None and set(self._pack.lanes) == set(lanes):
             lanes = self._pack.lanes  # In the order of the model in training, which then needs no copy.
-        tokens, num_bytes = (
-            (self._tokens.val, self._tokens.val_bytes)
-            if split == "val"
-            else (self._tokens.test, self._tokens.test_bytes)
-        )
-        results = evaluate_split(self._model_of(lanes), tokens.to(self._device), num_bytes, should_stop)
+        tokens_N = (self._tokens.val if split == "val" else self._tokens.test).to(self._device)
+        results = evaluate_split(self._model_of(lanes), tokens_N, self._tokens.bytes_per_id_V, should_stop)
         eval_seconds = (time.perf_counter() - started) / len(lanes)
         for lane in lanes:
             lane.eval_seconds += eval_seconds

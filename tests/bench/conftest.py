@@ -32,7 +32,6 @@ def tokens() -> TokenData:
         train=ids[:400],
         val=ids[400:500],
         test=ids[500:],
-        val_bytes=99,
-        test_bytes=99,
+        bytes_per_id_V=torch.ones(len(CHARACTERS), dtype=torch.int64),
         vocab_size=len(CHARACTERS),
     )

@@ -64,4 +64,3 @@ def test_a_worker_that_fails_is_no_worker_that_is_done(config: TrialConfig, toke
 def test_a_part_of_the_validation_split_is_its_beginning(tokens: TokenData) -> None:
     part = settings.with_part_of_val(tokens, 0.25)
     assert part.val.tolist() == tokens.val[:25].tolist()
-    assert part.val_bytes == 24

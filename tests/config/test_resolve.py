@@ -67,6 +67,9 @@ def test_lane_fields_are_those_that_change_no_shape() -> None:
         "moe.expert_hidden_dim",
         "data.corpus",
         "data.text",
+        "data.tokenizer",
+        "data.vocab_size",
+        "data.context_bytes",
         "data.batch_size",
     ]
 

@@ -3,13 +3,15 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from moesearch.config.places import default_cache_dir
 from moesearch.config.trial import DataConfig
-from moesearch.data.cache import cached
+from moesearch.data.cache import cached, made_once
 from moesearch.data.corpora import Corpus, load_corpus
 from moesearch.data.facts import SHAKESPEARE
 
@@ -98,3 +100,34 @@ def test_two_processes_that_start_at_once_share_an_empty_cache(tmp_path: Path, m
     assert outputs == [f"{SHAKESPEARE.sha256} {SHAKESPEARE.train_tokens}\n"] * 2
     (held,) = tmp_path.iterdir()
     assert hashlib.sha256(held.read_bytes()).hexdigest() == SHAKESPEARE.sha256
+
+
+def test_what_has_no_known_hash_is_made_once(tmp_path: Path) -> None:
+    place = tmp_path / "new" / "tokens"
+    assert made_once(place, lambda: CONTENT) == CONTENT
+    assert made_once(place, never) == CONTENT
+
+
+@pytest.mark.parametrize("damage", [slice(0, -1), slice(1, None), slice(0, 0)])
+def test_what_lost_its_hash_is_made_again(tmp_path: Path, damage: slice) -> None:
+    place = tmp_path / "tokens"
+    made_once(place, lambda: CONTENT)
+    place.write_bytes(place.read_bytes()[damage])
+    assert made_once(place, lambda: b"other") == b"other"
+
+
+def test_of_several_that_need_it_at_once_one_makes_it(tmp_path: Path) -> None:
+    def make() -> bytes:
+        calls.append(1)
+        time.sleep(0.1)
+        return CONTENT
+
+    calls: list[int] = []
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: made_once(tmp_path / "tokens", make), range(4)))
+    assert (made, calls) == ([CONTENT] * 4, [1])
+
+
+def test_a_place_that_cannot_be_written_costs_the_making(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert made_once(tmp_path / "file" / "tokens", lambda: CONTENT) == CONTENT

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from moesearch.config.trial import DataConfig
 from moesearch.data.corpora import Corpus, fetch, load_corpus, load_facts
-from moesearch.data.facts import SHAKESPEARE, TINY_SHAKESPEARE, known_facts, known_vocab_size
+from moesearch.data.facts import SHAKESPEARE, TINY_SHAKESPEARE, known_facts
 from moesearch.errors import CorpusError
 
 TINY = DataConfig(corpus="tiny_shakespeare")
@@ -32,8 +32,6 @@ def test_the_plays_are_what_the_facts_say(shakespeare: Corpus) -> None:
 
 
 def test_the_facts_of_built_in_corpora_are_known_without_loading(tmp_path: Path) -> None:
-    assert known_vocab_size(TINY) == 65
-    assert known_vocab_size(DataConfig()) == 68
     assert load_facts(TINY, tmp_path) is TINY_SHAKESPEARE
     assert list(tmp_path.iterdir()) == []
 
@@ -41,7 +39,7 @@ def test_the_facts_of_built_in_corpora_are_known_without_loading(tmp_path: Path)
 def test_the_facts_of_an_own_text_come_from_reading_it(tmp_path: Path) -> None:
     config = write(tmp_path / "own.txt", "añb\n" * 100)
     assert known_facts(config) is None
-    assert known_vocab_size(config) is None
+    assert known_facts(config) is None
     facts = load_facts(config)
     assert (facts.num_characters, facts.num_bytes, facts.vocab_size) == (400, 500, 4)
     assert (facts.train_tokens, facts.val_tokens, facts.test_tokens) == (360, 20, 20)

@@ -81,10 +81,10 @@ class StoreBuilder:
                 "name": "shakespeare",
                 "sha256": "ab" * 32,
                 "characters": 5_000_000,
-                "vocab_size": VOCAB_SIZE,
-                "train_tokens": 4_500_000,
-                "val_tokens": 250_000,
-                "test_tokens": 250_000,
+                "distinct_characters": VOCAB_SIZE,
+                "train_bytes": 4_500_000,
+                "val_bytes": 250_000,
+                "test_bytes": 250_000,
             },
         )
         self.confirm_id: int | None = None
@@ -141,6 +141,9 @@ class StoreBuilder:
                 records.TOTAL_PARAMS: cost.total_params(config, VOCAB_SIZE),
                 records.ACTIVE_PARAMS: cost.active_params(config, VOCAB_SIZE),
                 records.FLOPS_PER_TOKEN: cost.flops_per_token(config, VOCAB_SIZE),
+                records.VOCAB_SIZE: VOCAB_SIZE,
+                records.CONTEXT_TOKENS: config.model.context,
+                records.BYTES_PER_TOKEN: 1.0,
             }
             if points:
                 attrs[records.TRAIN_SECONDS] = points[-1].train_seconds

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 import moesearch
 from moesearch.config.loader import load_trial
-from moesearch.data.tokenizers import CharTokenizer
+from moesearch.data.tokenizers import tokenizer_from_json
 from moesearch.data.tokens import load_tokens
 from moesearch.errors import InputError
 from moesearch.model.transformer import MoETransformer
@@ -72,11 +72,11 @@ def test_it_writes_weights_configuration_tokenizer_curve_and_text(
     trial = load_trial(out / "config.yaml")
     assert trial == load_trial(config)
     tokens = load_tokens(trial.data)
-    assert CharTokenizer.from_json((out / "tokenizer.json").read_text()) == tokens.tokenizer
+    assert tokenizer_from_json((out / "tokenizer.json").read_text()) == tokens.tokenizer
     rows = list(csv.DictReader((out / "curves.csv").read_text().splitlines()))
     model = MoETransformer([trial], tokens.vocab_size)
     model.load_lane(0, safetensors.torch.load_file(out / "model.safetensors"))
-    results = evaluate_split(model, tokens.val, tokens.val_bytes)
+    results = evaluate_split(model, tokens.val, tokens.bytes_per_id_V)
     assert results is not None
     assert float(rows[-1]["val_loss"]) == results[0].loss
     assert results[0].router_health is not None
