@@ -390,3 +390,18 @@ def test_no_content_gives_anything_but_a_study_file_error(content: str | bytes, 
 def test_no_override_gives_anything_but_a_study_file_error(override: str, tmp_path: Path) -> None:
     problems(tmp_path, STUDY, [override])
     problems(tmp_path, "trial: {}", [override], load=load_trial)
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [
+        "data.tokenizer: { type: categorical, choices: [char, byte] }",
+        "data.vocab_size: { type: int, low: 300, high: 900 }",
+    ],
+)
+def test_tokenizers_are_not_compared_in_nats_per_token(tmp_path: Path, knob: str) -> None:
+    text = STUDY.replace("search:", f"search:\n  {knob}")
+    (problem,) = problems(tmp_path, text)
+    assert "objective: val_loss is nats per token" in problem
+    assert problem.endswith("compare bits per byte: objective: val_bpb")
+    assert problems(tmp_path, f"objective: val_bpb\n{text}") == []

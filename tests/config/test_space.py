@@ -80,3 +80,14 @@ def test_a_knob_contains_its_values(knob: Knob) -> None:
 )
 def test_a_knob_does_not_contain_other_values(knob: Knob, value: object) -> None:
     assert not contains(knob, value)
+
+
+def test_points_that_differ_in_what_they_do_not_read_are_one() -> None:
+    search = {
+        "data.tokenizer": {"type": "categorical", "choices": ["char", "bpe"]},
+        "data.vocab_size": {"type": "categorical", "choices": [512, 2048]},
+    }
+    study = StudyConfig.model_validate({"name": "x", "num_trials": 3, "objective": "val_bpb", "search": search})
+    points = feasible_points(study)
+    assert points is not None
+    assert [tuple(point.values()) for point in points] == [("char", 512), ("bpe", 512), ("bpe", 2048)]

@@ -114,3 +114,17 @@ def test_a_field_that_nothing_reads_keeps_the_fingerprint(trial: TrialConfig) ->
 def test_a_trial_survives_the_way_through_json() -> None:
     trial = TrialConfig(model=ModelConfig(attention_scale=0.1), optim=OptimConfig(grad_clip=1))
     assert TrialConfig.model_validate_json(trial.model_dump_json()) == trial
+
+
+def test_a_context_in_bytes_is_rounded_to_tokens() -> None:
+    config = TrialConfig(data=DataConfig(context_bytes=100))
+    assert [config.fitted(length).model.context for length in (1.0, 2.4, 1000.0)] == [100, 42, 1]
+    assert config.fitted(2.4).fitted(2.4) == config.fitted(2.4)
+    assert TrialConfig().fitted(2.4) == TrialConfig()
+
+
+def test_a_context_that_is_not_read_does_not_count_in_a_name() -> None:
+    config = TrialConfig(data=DataConfig(context_bytes=100))
+    assert config.fingerprint() == config.fitted(2.0).fingerprint() != TrialConfig().fingerprint()
+    sizes = [TrialConfig(data=DataConfig(tokenizer="byte", vocab_size=size)) for size in (300, 400)]
+    assert sizes[0].fingerprint() == sizes[1].fingerprint()

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+
+import pytest
 
 from moesearch.model.cost import router_flops_per_token
 from moesearch.search.plan import plan, plan_lines
@@ -81,3 +84,16 @@ def test_the_baseline_counts_among_the_runs_to_confirm() -> None:
 
 def test_a_plan_is_json() -> None:
     assert json.loads(json.dumps(plan(study_config()).to_json()))["num_points"] == 12
+
+
+def test_a_plan_of_tokenizers_gives_each_its_context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOESEARCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text").write_text("to be or not to be\n" * 500)
+    data = {"text": str(tmp_path / "text"), "tokenizer": "bpe", "vocab_size": 258, "context_bytes": 19}
+    search = {"data.tokenizer": {"type": "categorical", "choices": ["char", "bpe"]}}
+    base = {"data": data, "budget": {"steps": 4, "milestones": 2}}
+    planned = plan(study_config(objective="val_bpb", base=base, search=search))
+    assert (planned.vocab_size, planned.context) == (258, 15)
+    assert planned.base_cost.train_tokens == 4 * 16 * 15
+    assert planned.min_trial_flops < planned.max_trial_flops
+    assert "258 tokens of bpe, " in "\n".join(plan_lines(planned))

@@ -95,7 +95,8 @@ def test_the_objective_can_be_bits_per_byte(tmp_path: Path) -> None:
     study = begin(config, tmp_path)
     work(config, tmp_path)
     trial = _only(study.trials)
-    assert trial.value == trial.intermediate_values[4] / 2
+    record = trial.system_attrs[f"{MILESTONE_PREFIX}0004"]
+    assert trial.value == trial.intermediate_values[4] == record["val_bpb"] != record["val_loss"]
 
 
 def test_a_trial_worse_than_the_median_at_its_milestone_is_pruned_there(tmp_path: Path) -> None:
