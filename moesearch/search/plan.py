@@ -145,7 +145,7 @@ def plan(config: StudyConfig) -> Plan:
         min_trial_flops=min(flops),
         max_trial_flops=max(flops),
         study_flops=config.num_trials * fmean(flops),
-        memory_bytes=peak_memory_bytes(config.base, facts.vocab_size, device_type=device_type),
+        memory_bytes=peak_memory_bytes(base, text.vocab_size, device_type=device_type),
         min_memory_bytes=min(memory),
         max_memory_bytes=max(memory),
         num_confirm_runs=num_confirm_runs,
