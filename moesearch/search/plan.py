@@ -198,7 +198,7 @@ class _TextSizes:
     def measured(
         self, config: StudyConfig, points: Sequence[Mapping[str, object]]
     ) -> Iterator[tuple[TrialConfig, TokenFacts]]:
-        """The trials of the points, as they fit their text, but for those that need more than a few trained vocabularies."""
+        """The trials of the points, fitted to their text; of vocabularies that need training, those of a few."""
         vocab_sizes: set[int] = set()
         for point in points:
             trial = resolve(config.base, point)
