@@ -180,7 +180,8 @@ def best_curves_figure(studies: Sequence[StudyResults]) -> Figure:
             label=results.name,
         )
     if drawn:
-        axes.set_ylim(*_loss_limits(pd.concat(drawn)))
+        lines = pd.concat(drawn)
+        axes.set_ylim(*_loss_limits(lines["milestone"], lines["val_loss"]))
         axes.legend(labelcolor=INK, loc="upper right")
     axes.set_xlim(left=0)
     axes.set_xlabel("training tokens")
