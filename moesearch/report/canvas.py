@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 WIDTH_INCHES: Final = 4.0
 PNG_DPI: Final = 220
@@ -92,6 +94,24 @@ def new_figure(height_inches: float) -> tuple[Figure, Axes]:
     """An empty figure of the report's width. No pyplot: it would keep every figure alive."""
     figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
     return figure, figure.subplots()
+
+
+def heat_cell(
+    axes: Axes, x: float, y: float, colour: tuple[float, float, float, float], text: str, *, size: float = 8.0
+) -> str:
+    """A cell of a heat map around (x, y) with a text in it; returns the ink that reads on its colour."""
+    place = Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, facecolor=to_hex(colour), edgecolor=GRID, linewidth=0.6)
+    axes.add_patch(place)
+    ink = "#101418" if _luminance(colour) > 0.3 else "#fdfdfe"
+    if text:
+        axes.text(x, y, text, ha="center", va="center", color=ink, size=size)
+    return ink
+
+
+def _luminance(colour: Sequence[float]) -> float:
+    """Relative luminance, 0 to 1 (WCAG 2)."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def lay_out(figure: Figure) -> None:

@@ -110,7 +110,7 @@ def cost_figure(results: StudyResults, column: str, label: str) -> Figure:
     axes.margins(x=0.12, y=0.16)
     axes.set_xlabel(label)
     axes.set_ylabel(OBJECTIVES[results.config.objective])
-    _count_axis(axes)
+    count_axis(axes)
     return figure
 
 
@@ -140,7 +140,7 @@ def curves_figure(results: StudyResults, highlighted: int | None = None) -> Figu
         if outcome == "pruned" and lines:
             ends = np.array([line[-1] for line in lines])
             axes.scatter(ends[:, 0], ends[:, 1], marker="x", s=16, color=MUTED, linewidth=1, zorder=3)
-    told_apart = _highlighted(results) if highlighted is None else [(highlighted, f"trial {highlighted}", BEST)]
+    told_apart = highlighted_trials(results) if highlighted is None else [(highlighted, f"trial {highlighted}", BEST)]
     for number, name, colour in told_apart:
         line = curves[curves["number"] == number]
         if line.empty:
@@ -152,7 +152,7 @@ def curves_figure(results: StudyResults, highlighted: int | None = None) -> Figu
     axes.set_xlim(left=0)
     axes.set_xlabel("training tokens")
     axes.set_ylabel(OBJECTIVES[objective])
-    _count_axis(axes)
+    count_axis(axes)
     handles, names = axes.get_legend_handles_labels()
     seen = set(outcomes) | {name for _, name, _ in told_apart}
     kept = [(handle, name) for handle, name in zip(handles, names, strict=True) if name in seen]
@@ -186,7 +186,7 @@ def best_curves_figure(studies: Sequence[StudyResults]) -> Figure:
     axes.set_xlim(left=0)
     axes.set_xlabel("training tokens")
     axes.set_ylabel("validation loss (nats per token)")
-    _count_axis(axes)
+    count_axis(axes)
     return figure
 
 
@@ -229,7 +229,8 @@ def row_label(axes: Axes, row: int, name: str, value: str, *, bold: bool = False
     axes.text(1, row - 0.3, value, transform=place, va="bottom", ha="right", color=INK, weight=weight, bbox=ground)
 
 
-def _count_axis(axes: Axes) -> None:
+def count_axis(axes: Axes) -> None:
+    """Counts along the horizontal axis, as ``8.99 M``."""
     axes.xaxis.set_major_formatter(FuncFormatter(lambda count, _: compact(count)))
     if axes.get_xscale() == "linear":
         axes.xaxis.set_major_locator(MaxNLocator(5))
@@ -258,7 +259,7 @@ def _loss_limits(milestones: pd.Series[Any], losses: pd.Series[Any]) -> tuple[fl
     return low - room, high + room
 
 
-def _highlighted(results: StudyResults) -> Sequence[tuple[int, str, str]]:
+def highlighted_trials(results: StudyResults) -> Sequence[tuple[int, str, str]]:
     """Trial number, name and colour of the curves that are told apart."""
     best = results.verdict.best
     wanted = {} if best is None else {best.fingerprint: ("best", BEST)}

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import matplotlib.colors
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
 from moesearch.config.labels import short_value
-from moesearch.report.canvas import BEST, GRID, MUTED, OTHER, PAPER, new_figure
+from moesearch.report.canvas import BEST, MUTED, OTHER, PAPER, heat_cell, new_figure
 from moesearch.report.figures import MAX_CURVES, ROW_INCHES, row_label, style_rows
 from moesearch.report.numbers import OBJECTIVES, percent
 from moesearch.results.effects import Effects
@@ -100,8 +99,7 @@ def pair_figure(results: StudyResults, effects: Effects, row_path: str, column_p
                 axes.text(x, y, why, ha="center", va="center", color=MUTED, size=7.5)
                 continue
             colour = _SEQUENTIAL(1 - shade(mean))
-            axes.add_patch(_cell(x, y, matplotlib.colors.to_hex(colour)))
-            ink = "#101418" if _luminance(colour) > 0.3 else "#fdfdfe"
+            ink = heat_cell(axes, x, y, colour, "")
             axes.text(x, y - 0.1, f"{mean:.4f}", ha="center", va="center", color=ink, weight="bold")
             axes.text(x, y + 0.27, f"n = {counts.loc[row, column]}", ha="center", va="center", color=ink, size=7)
     axes.set_xlim(-0.5, len(means.columns) - 0.5)
@@ -133,13 +131,3 @@ def _even_sample_of(values: pd.Series[float]) -> pd.Series[float]:
         return values
     ordered = values.sort_values()
     return ordered.iloc[np.linspace(0, len(ordered) - 1, MAX_CURVES).astype(int)]
-
-
-def _cell(x: float, y: float, colour: str) -> Rectangle:
-    return Rectangle((x - 0.48, y - 0.47), 0.96, 0.94, facecolor=colour, edgecolor=GRID, linewidth=0.6)
-
-
-def _luminance(colour: Sequence[float]) -> float:
-    """Relative luminance, 0 to 1 (WCAG 2)."""
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in colour[:3]]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

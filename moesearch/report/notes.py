@@ -9,6 +9,7 @@ from moesearch.config.labels import short_value
 from moesearch.report import canvas, figures
 from moesearch.report.build import status_line
 from moesearch.report.numbers import duration, exact, loss
+from moesearch.report.routers import layer_loads, load_figure
 from moesearch.report.summary import escape
 from moesearch.results import records, wording
 from moesearch.results.frames import outcome_of
@@ -107,4 +108,7 @@ def _place(results: StudyResults, number: int) -> list[str]:
 
 
 def _pictures(results: StudyResults, number: int) -> dict[str, bytes]:
-    return {"learning_curve.png": canvas.to_png(figures.curves_figure(results, highlighted=number))}
+    pictures = {"learning_curve.png": canvas.to_png(figures.curves_figure(results, highlighted=number))}
+    if loads := layer_loads(results, number):
+        pictures["expert_load.png"] = canvas.to_png(load_figure(loads))
+    return pictures

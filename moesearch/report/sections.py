@@ -15,6 +15,7 @@ from moesearch.report import figures, knob_figures
 from moesearch.report.blocks import Block, Facts, Gallery, Picture, Section, Snippet, Table, Text
 from moesearch.report.numbers import OBJECTIVES, compact, duration, exact, percent
 from moesearch.report.ranking import ranking_section
+from moesearch.report.routers import routers_section
 from moesearch.results import wording
 from moesearch.results.compute import compute_spent
 from moesearch.results.effects import knob_effects
@@ -298,6 +299,7 @@ SECTIONS: tuple[Callable[[StudyResults], Section | None], ...] = (
     cost_section,
     curves_section,
     knobs_section,
+    routers_section,
     failures_section,
     settings_section,
     reproduce_section,

@@ -5,9 +5,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moesearch.report.blocks import Table
 from moesearch.report.figures import pareto_front
 from moesearch.report.numbers import compact, duration, exact, loss
+from moesearch.report.routers import load_figure, routers_section
 from moesearch.report.summary import escape
+from moesearch.results.study import read_study
+from tests.results.stores import finished_study
 
 
 @pytest.mark.parametrize(
@@ -52,3 +56,22 @@ def test_markdown_takes_hostile_text_as_text() -> None:
 
 def test_markdown_keeps_underscores_inside_words() -> None:
     assert escape("moe.num_experts") == "moe.num_experts"
+
+
+def test_the_load_heat_map_has_a_cell_per_layer_and_expert() -> None:
+    figure = load_figure([(0.25, 0.75), (0.5, 0.5), (0.009, 0.991)])
+    assert [text.get_text() for text in figure.axes[0].texts] == ["0.5", "1.5", "1.0", "1.0", "0.0", "2.0"]
+
+
+def test_a_study_of_dense_models_has_no_section_on_routers() -> None:
+    results = read_study(finished_study().storage, "experts_topk")
+    results.__dict__["curves"] = results.curves.assign(load_entropy=math.nan)
+    assert routers_section(results) is None
+
+
+def test_the_section_on_routers_says_how_many_experts_are_dead() -> None:
+    section = routers_section(read_study(finished_study().storage, "experts_topk"))
+    assert section is not None
+    [table] = [block for block in section.blocks if isinstance(block, Table)]
+    assert table.header[3] == "dead experts"
+    assert len(table.rows) > 3
