@@ -36,13 +36,19 @@ def feasible_points(study: StudyConfig, limit: int = 100_000) -> list[dict[str, 
     if num_points is None or num_points > limit:
         return None
     feasible = [point for point in points(study.search) if is_feasible(study.base, point)]
-    if not SOMETIMES_UNREAD & study.search.keys():
+    if not (SOMETIMES_UNREAD & study.search.keys() or _may_be_dense(study)):
         return feasible
     # Points that differ in what neither of them reads are one: its first form stands for all.
     distinct: dict[str, dict[str, object]] = {}
     for point in feasible:
         distinct.setdefault(resolve(study.base, point).fingerprint(), point)
     return list(distinct.values())
+
+
+def _may_be_dense(study: StudyConfig) -> bool:
+    """Whether a point may have one expert, which leaves all routing unread."""
+    num_experts = study.search.get("moe.num_experts")
+    return study.base.moe.is_dense if num_experts is None else contains(num_experts, 1)
 
 
 def num_values(knob: Knob) -> int | None:

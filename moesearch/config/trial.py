@@ -13,12 +13,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from moesearch.config.moe import FEED_FORWARD_FIELDS
+from moesearch.config.moe import MoEConfig as MoEConfig  # offered here beside the other sections
 from moesearch.config.section import LANE, WHOLE, Section
 
-Init = Literal["kaiming_normal", "kaiming_uniform", "xavier_normal", "xavier_uniform", "normal"]
+Positions = Literal["learned", "rotary"]
+Norm = Literal["layer_norm", "rms_norm"]
 Schedule = Literal["constant", "cosine", "wsd"]
-Router = Literal["softmax_after", "softmax_before", "sigmoid", "expert_choice"]
-DropPolicy = Literal["score", "position"]
 CorpusName = Literal["shakespeare", "tiny_shakespeare"]
 TokenizerName = Literal["char", "byte", "bpe"]
 
@@ -57,11 +58,26 @@ _FIRST_FIELDS: Mapping[str, frozenset[str]] = {
 
 BUDGET_UNITS = ("steps", "tokens", "active_flops")
 
-SOMETIMES_UNREAD = frozenset({"data.vocab_size", "moe.init_std", "optim.decay_fraction", "optim.final_lr_fraction"})
+SOMETIMES_UNREAD = frozenset(
+    {
+        "data.vocab_size",
+        "optim.decay_fraction",
+        "optim.final_lr_fraction",
+        "moe.iso_flops",
+        "moe.every",
+        "moe.init_std",
+        "moe.init_scale",
+        "moe.init_router",
+        "moe.init_experts",
+        "moe.init_attention",
+        "moe.router",
+        "moe.route_norm",
+        "moe.noise_decay_fraction",
+        "moe.eval_capacity_factor",
+        "moe.drop_policy",
+    }
+)
 """Fields that some values of others leave unread, so that ``TrialConfig.fingerprint`` leaves them out."""
-
-FEED_FORWARD_FIELDS = ("num_experts", "top_k", "expert_hidden_dim", "init", "init_std")
-"""Fields of ``moe`` that a dense layer reads; the others are a router's."""
 
 
 class ModelConfig(Section):
@@ -80,110 +96,31 @@ class ModelConfig(Section):
     expert; in training only."""
     attention_scale: Literal["head", "width"] | Annotated[float, Field(gt=0, le=1000)] = "head"
     """Factor on the attention scores: ``head`` is head_width^-0.5, ``width`` is width^-0.5 (makeMoE), or a number."""
+    positions: Positions = "learned"
+    """Where a token stands: ``learned`` adds a vector per place (makeMoE), ``rotary`` turns queries and keys by angles
+    that grow with the place (Su et al. 2021, base 10000) and has no parameters."""
+    norm: Norm = "layer_norm"
+    """Norm before attention, experts and head: ``layer_norm`` (Ba et al. 2016) or ``rms_norm``, which neither centres
+    nor has a bias (Zhang and Sennrich 2019)."""
+    qk_norm: bool = False
+    """RMS norm over each head's queries and keys, with a learned weight for each (Henry et al. 2020; Dehghani et al.
+    2023), before any rotation."""
+    tied_head: bool = False
+    """Whether the head's weights are the token embedding's (Press and Wolf 2017). The logits are then divided by the
+    root of ``width``, since embeddings start with a deviation of 1 (Chowdhery et al. 2022)."""
+
+    @property
+    def head_width(self) -> int:
+        """Width D of an attention head."""
+        return self.width // self.num_heads
 
     def broken_rules(self) -> Iterator[tuple[str, str]]:
         if self.width % self.num_heads:
             yield "", f"num_heads ({self.num_heads}) must divide width ({self.width})"
-
-
-class MoEConfig(Section):
-    """The sparse mixture-of-experts layer: experts, router, balance."""
-
-    num_experts: Annotated[int, Field(ge=1, le=512), WHOLE, LANE] = 8
-    """Experts E in each layer; at equal ``top_k``, more of them cost memory, and FLOPs in the router alone. 1 is a
-    dense feed-forward layer: no router, no router loss."""
-    top_k: Annotated[int, Field(ge=1, le=512), WHOLE, LANE] = 2
-    """Experts K that each token passes through (Shazeer et al. 2017). At most ``num_experts``."""
-    expert_hidden_dim: Annotated[int, Field(ge=1, le=1_048_576), WHOLE] | None = None
-    """Hidden width F of an expert; null is 4 * width. Finer experts have less (Krajewski et al. 2024)."""
-    init: Annotated[Init, LANE] = "kaiming_normal"
-    """Initialisation of every linear weight: attention, router, experts, head. ``kaiming`` is of He et al. 2015 (fan
-    in, gain sqrt 2), ``xavier`` of Glorot and Bengio 2010, ``normal`` of deviation ``init_std``."""
-    init_std: Annotated[float, Field(gt=0, le=10), LANE] = 0.02
-    """Standard deviation of init ``normal``; the other schemes do not read it."""
-    router: Annotated[Router, LANE] = "softmax_after"
-    """How the K experts of a token and their gates follow from its router logits, always in float32. All but the last
-    choose the K largest. ``softmax_after`` is a softmax over those K (Shazeer et al. 2017), ``softmax_before`` one over
-    all experts (Fedus et al. 2021; OLMoE), ``sigmoid`` a sigmoid of each logit (DeepSeek-V3 2024). ``expert_choice``
-    (Zhou et al. 2022), where experts choose tokens, is refused: it looks at later tokens."""
-    route_norm: Annotated[bool, LANE] = True
-    """Whether the gates of ``softmax_before`` and ``sigmoid`` are divided by their sum over the K chosen. With it
-    ``softmax_before`` is ``softmax_after``, whose gates always sum to 1."""
-    route_scale: Annotated[float, Field(gt=0, le=100), LANE] = 1.0
-    """Factor on all gates, after ``route_norm`` (DeepSeek-V3: 2.5)."""
-    router_init_gain: Annotated[float, Field(gt=0, le=100), LANE] = 1.0
-    """Factor on the router's initial weights and biases, and so on its first logits. Switch Transformers draw all
-    weights at a tenth of the usual scale (Fedus et al. 2021, table 3)."""
-    noise: Annotated[bool, LANE] = True
-    """Noisy top-k routing (Shazeer et al. 2017, eq. 4) in training, by a second linear map of the router; never in
-    evaluation."""
-    noise_std: Annotated[float, Field(ge=0, le=100), LANE] = 0.0
-    """Standard deviation of normal noise on the router logits, not learned, in training only. Riquelme et al. 2021
-    take 1 / ``num_experts``."""
-    noise_decay_fraction: Annotated[Annotated[float, Field(gt=0, le=1)] | None, LANE] = 1.0
-    """Part of the budget, 0 to 1, over which ``noise_std`` falls linearly to 0; null keeps it as it is."""
-    input_jitter: Annotated[float, Field(ge=0, lt=1), LANE] = 0.0
-    """Largest relative change of the router's input in training: each number of it is multiplied by a uniform one of
-    1 - input_jitter to 1 + input_jitter (Fedus et al. 2021, section 2.4: 0.01). Experts see the input as it is."""
-    load_balancing_loss_weight: Annotated[float, Field(ge=0, le=1000), LANE] = 0.0
-    """Weight of the load-balancing loss in training (Fedus et al. 2021, eq. 4), a mean over layers. It is 1 at perfect
-    balance for every E and K; 0.01 is usual."""
-    router_z_loss_weight: Annotated[float, Field(ge=0, le=1000), LANE] = 0.0
-    """Weight of the router z-loss in training (Zoph et al. 2022, eq. 5), a mean over layers; 0.001 is usual."""
-    bias_update_speed: Annotated[float, Field(ge=0, le=1), LANE] = 0.0
-    """Balance without a loss (Wang et al. 2024, algorithm 1; DeepSeek-V3: 0.001): each expert has a bias that is added
-    to its score (the probability, or the sigmoid) when experts are chosen, never to a gate. After each step it moves by
-    this much, up where the expert got less than the mean load, down where more. 0 is off."""
-    capacity_factor: Annotated[Annotated[float, Field(gt=0, le=1000)] | None, LANE] = None
-    """Places of an expert in each sequence, as a multiple of its fair share context * top_k / num_experts, rounded up
-    (Fedus et al. 2021, eq. 3, per batch there). A token that finds its expert full passes by it on the residual stream.
-    null is dropless (Gale et al. 2022): every token reaches its experts."""
-    eval_capacity_factor: Annotated[Literal["train"] | Annotated[float, Field(gt=0, le=1000)] | None, LANE] = "train"
-    """The same in evaluation and generation; ``train`` is that of training, null is dropless. Zoph et al. 2022 train
-    with 1.25 and evaluate with 2."""
-    drop_policy: Annotated[DropPolicy, LANE] = "position"
-    """Who gets an expert's places: ``position`` the first tokens of the sequence that ask for it; ``score`` those of
-    them whose score is, at their position, among the best that the places so far would hold. No decision looks at a
-    later token or at another sequence; see docs/decisions/0011-causal-capacity.md."""
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether there is nothing to choose: one expert, which every token passes through."""
-        return self.num_experts == 1
-
-    @property
-    def capacity_factors(self) -> tuple[float | None, float | None]:
-        """The factors of training and of evaluation; None is dropless."""
-        in_evaluation = self.capacity_factor if self.eval_capacity_factor == "train" else self.eval_capacity_factor
-        return self.capacity_factor, in_evaluation
-
-    def unread_fields(self) -> frozenset[str]:
-        """Fields that the others of the section leave without an effect."""
-        unread = set()
-        if self.init != "normal":
-            unread.add("init_std")
-        if self.router == "softmax_before" and self.route_norm:
-            unread.add("router")  # By another name, since a softmax over some is that over all, divided by their sum.
-        if self.router == "softmax_after":
-            unread.add("route_norm")
-        if self.noise_std == 0:
-            unread.add("noise_decay_fraction")
-        in_training, in_evaluation = self.capacity_factors
-        if in_training == in_evaluation:
-            unread.add("eval_capacity_factor")
-        if in_training is None and in_evaluation is None:
-            unread.add("drop_policy")
-        return frozenset(unread)
-
-    def broken_rules(self) -> Iterator[tuple[str, str]]:
-        if self.top_k > self.num_experts:
-            yield "", f"top_k ({self.top_k}) must be at most num_experts ({self.num_experts})"
-        if self.router == "expert_choice":
+        elif self.positions == "rotary" and self.head_width % 2:
             yield (
                 "",
-                "router (expert_choice) lets an expert compare a token with later ones, so its loss is no causal "
-                "language model's; choose softmax_after, softmax_before or sigmoid, and balance the load with "
-                "bias_update_speed or load_balancing_loss_weight",
+                f"positions (rotary) turns numbers in pairs, so width / num_heads ({self.head_width}) must be even",
             )
 
 
@@ -283,12 +220,17 @@ class TrialConfig(Section):
 
     @property
     def expert_hidden_dim(self) -> int:
-        """Hidden width F of an expert, with the default of 4 * width filled in."""
+        """Hidden width F of an expert, with the default of 4 * width filled in, and divided under ``iso_flops``."""
+        hidden = self._given_hidden_dim
+        return hidden // self.moe.num_active_experts if self.moe.iso_flops else hidden
+
+    @property
+    def _given_hidden_dim(self) -> int:
         return 4 * self.model.width if self.moe.expert_hidden_dim is None else self.moe.expert_hidden_dim
 
     def spelled_out(self) -> TrialConfig:
         """The same trial with its derived width written down, so that a reader need not know the rule."""
-        moe = self.moe.model_copy(update={"expert_hidden_dim": self.expert_hidden_dim})
+        moe = self.moe.model_copy(update={"expert_hidden_dim": self.expert_hidden_dim, "iso_flops": False})
         return self.model_copy(update={"moe": moe})
 
     def fitted(self, bytes_per_token: float) -> TrialConfig:
@@ -317,6 +259,20 @@ class TrialConfig(Section):
                 "budget",
                 f"tokens ({budget.tokens}) must be at least milestones ({budget.milestones}) "
                 f"* batch_size * context ({per_step})",
+            )
+        hidden, num_active = self._given_hidden_dim, self.moe.num_active_experts
+        if self.moe.iso_flops and hidden % num_active:
+            yield (
+                "moe",
+                f"iso_flops divides expert_hidden_dim ({hidden}) among top_k ({self.moe.top_k}) + num_shared_experts "
+                f"({self.moe.num_shared_experts}) experts; make it a multiple of {num_active}, such as "
+                f"{hidden + -hidden % num_active}",
+            )
+        if self.moe.every > self.model.num_layers:
+            yield (
+                "moe",
+                f"every ({self.moe.every}) must be at most model.num_layers ({self.model.num_layers}); "
+                "for a model without experts set num_experts to 1",
             )
         tokens = budget.tokens if budget.steps is None else budget.steps * per_step
         if tokens is not None and 0 < tokens <= self.optim.warmup_tokens:

@@ -24,6 +24,7 @@ from typing import Literal, get_args
 import torch
 
 from moesearch.config.places import default_cache_dir
+from moesearch.config.shape import expert_inner_dim
 from moesearch.config.trial import MoEConfig, TrialConfig
 from moesearch.errors import InputError
 from moesearch.model.experts import ExpertBackend, PackedExperts
@@ -64,7 +65,7 @@ class ExpertShape:
             _power_of_two(first.tokens_per_step * sum(layout.top_k)),
             _power_of_two(layout.num_groups),
             first.model.width,
-            first.expert_hidden_dim,
+            expert_inner_dim(first),
             dtype,
             device,
             any(factor is not None for config in configs for factor in config.moe.capacity_factors),

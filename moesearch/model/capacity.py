@@ -17,7 +17,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from moesearch.config.trial import DropPolicy
+from moesearch.config.moe import DropPolicy
 from moesearch.model.lanes import LaneLayout
 
 

@@ -9,7 +9,50 @@ from __future__ import annotations
 
 import math
 
+from moesearch.config.shape import (
+    dense_inner_dim,
+    expert_inner_dim,
+    first_map_outputs,
+    num_expert_layers,
+    shared_inner_dim,
+)
 from moesearch.config.trial import TrialConfig
+
+
+def total_params(config: TrialConfig, vocab_size: int) -> int:
+    """All trained numbers of a trial."""
+    return _params(config, vocab_size, config.moe.num_experts)
+
+
+def active_params(config: TrialConfig, vocab_size: int) -> int:
+    """Those that one token passes through: of the experts, top_k and the shared ones."""
+    return _params(config, vocab_size, config.moe.top_k)
+
+
+def expert_params(config: TrialConfig) -> int:
+    """One expert: two linear maps with biases, or three in two for swiglu."""
+    return _feed_forward_params(config, expert_inner_dim(config))
+
+
+def _params(config: TrialConfig, vocab_size: int, experts: int) -> int:
+    """Parameters of a model, so many experts counted in each layer that has any."""
+    width, model = config.model.width, config.model
+    norm = 2 * width if model.norm == "layer_norm" else width
+    attention = 3 * width * width + width * width + width + (2 * model.head_width if model.qk_norm else 0)
+    embeddings = (vocab_size + (model.context if model.positions == "learned" else 0)) * width
+    head = vocab_size if model.tied_head else (width + 1) * vocab_size
+    with_experts = _router_params(config) + experts * expert_params(config)
+    with_experts += _feed_forward_params(config, shared_inner_dim(config))
+    num_routed = num_expert_layers(config)
+    dense = (model.num_layers - num_routed) * _feed_forward_params(config, dense_inner_dim(config))
+    layers = model.num_layers * (attention + 2 * norm) + num_routed * with_experts + dense
+    return embeddings + layers + norm + head
+
+
+def _feed_forward_params(config: TrialConfig, inner: int) -> int:
+    """Both maps of a feed-forward layer with so many numbers between them; 0 for none."""
+    width, first = config.model.width, first_map_outputs(config.moe.activation, inner)
+    return (width + 1) * first + (inner + 1) * width if inner else 0
 
 
 def _router_params(config: TrialConfig) -> int:
@@ -22,35 +65,9 @@ def _router_maps(config: TrialConfig) -> int:
     return 0 if config.moe.is_dense else 2 if config.moe.noise else 1
 
 
-def expert_params(config: TrialConfig) -> int:
-    """One expert: two linear maps with biases."""
-    width, hidden = config.model.width, config.expert_hidden_dim
-    return width * hidden + hidden + hidden * width + width
-
-
-def total_params(config: TrialConfig, vocab_size: int) -> int:
-    """All trained numbers of a trial."""
-    return _params(config, vocab_size, config.moe.num_experts)
-
-
-def active_params(config: TrialConfig, vocab_size: int) -> int:
-    """Those that one token passes through: of the experts, top_k."""
-    return _params(config, vocab_size, config.moe.top_k)
-
-
-def _params(config: TrialConfig, vocab_size: int, experts: int) -> int:
-    """Parameters of a model, so many experts counted in each layer."""
-    width, model = config.model.width, config.model
-    norm = 2 * width
-    attention = 3 * width * width + width * width + width
-    layer = attention + 2 * norm + _router_params(config) + experts * expert_params(config)
-    embeddings = (vocab_size + model.context) * width
-    return embeddings + model.num_layers * layer + norm + (width + 1) * vocab_size
-
-
 def router_flops_per_token(config: TrialConfig) -> int:
     """Forward FLOPs per token of all routers, the noise logits included."""
-    return config.model.num_layers * _router_maps(config) * 2 * config.model.width * config.moe.num_experts
+    return num_expert_layers(config) * _router_maps(config) * 2 * config.model.width * config.moe.num_experts
 
 
 def flops_per_token(config: TrialConfig, vocab_size: int) -> int:
@@ -58,8 +75,10 @@ def flops_per_token(config: TrialConfig, vocab_size: int) -> int:
     width, context = config.model.width, config.model.context
     projections = 2 * 4 * width * width
     attention = 2 * 2 * context * width
-    experts = config.moe.top_k * 2 * 2 * width * config.expert_hidden_dim
-    layers = config.model.num_layers * (projections + attention + experts)
+    # Layers without experts cost what the experts of a token do.
+    inner = dense_inner_dim(config)
+    feed_forward = 2 * width * (inner + first_map_outputs(config.moe.activation, inner))
+    layers = config.model.num_layers * (projections + attention + feed_forward)
     return layers + router_flops_per_token(config) + 2 * width * vocab_size
 
 

@@ -2,6 +2,7 @@
 
 Shapes:  R lanes   N tokens of a lane   C model width   F expert hidden width   G = sum of E over lanes
          S slots: (lane, token, rank below the lane's K)   P rows of a product: the slots in its order, and padding
+         I outputs of the first map (activations.py)
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from moesearch.config.moe import Activation
+from moesearch.config.shape import first_map_outputs
+from moesearch.model.activations import activate, activate_rows, activation_gradient
+from moesearch.model.feed_forward import feed_forward
 from moesearch.model.layers import full_precision, parameter_dtype
 from moesearch.model.products import RowBackend, RowProduct, lay_out, sum_bags
 from moesearch.model.randomness import DropoutRates, LayerRandomness, Place
@@ -23,9 +28,9 @@ ExpertBackend = Literal["loop"] | RowBackend
 
 
 class PackedExperts(nn.Module):
-    """The experts of all lanes, Linear - ReLU - Linear - dropout, along one axis of groups; a lane's are neighbours.
+    """The experts of all lanes, linear - activation - linear - dropout, along one axis of groups.
 
-    Weights are stored input first, biases are (G, outputs).
+    A lane's groups are neighbours. Weights are stored input first, biases are (G, outputs).
     """
 
     def __init__(
@@ -35,17 +40,20 @@ class PackedExperts(nn.Module):
         hidden: int,
         dropout: DropoutRates,
         backend: ExpertBackend,
+        activation: Activation = "relu",
         *,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
         self.dtype = dtype
+        self.activation = activation
         self.dropout = dropout
         self.backend = backend
         empty = torch.empty(0, device=device, dtype=parameter_dtype(dtype))
-        self.weight_in = nn.Parameter(empty.new_empty(num_groups, width, hidden))
-        self.bias_in = nn.Parameter(empty.new_empty(num_groups, hidden))
+        inputs = first_map_outputs(activation, hidden)
+        self.weight_in = nn.Parameter(empty.new_empty(num_groups, width, inputs))
+        self.bias_in = nn.Parameter(empty.new_empty(num_groups, inputs))
         self.weight_out = nn.Parameter(empty.new_empty(num_groups, hidden, width))
         self.bias_out = nn.Parameter(empty.new_empty(num_groups, width))
 
@@ -56,7 +64,7 @@ class PackedExperts(nn.Module):
         """
         parameters = [p.to(self.dtype) for p in (self.weight_in, self.bias_in, self.weight_out, self.bias_out)]
         if routing is None:
-            out_RNC = full_precision(dense(x_RNC.to(self.dtype), parameters))
+            out_RNC = feed_forward(x_RNC.to(self.dtype), parameters, self.activation)
             return self.dropout.apply(out_RNC, randomness, Place.EXPERT_OUTPUT)
         x_NC = x_RNC.flatten(0, 1).to(self.dtype)
         gates_S = routing.gates_S()
@@ -68,10 +76,10 @@ class PackedExperts(nn.Module):
             gates_S = gates_S * self.dropout.scale_R.index_select(0, slots.lane_S)
         if self.backend == "loop":
             mask_SC = self._mask(routing, keys_S, torch.arange(len(gates_S), device=gates_S.device))
-            return expert_loop(x_NC, gates_S, parameters, mask_SC, routing).view(x_RNC.shape)
+            return expert_loop(x_NC, gates_S, parameters, self.activation, mask_SC, routing).view(x_RNC.shape)
         product = lay_out(self.backend, routing)
         mask_PC = self._mask(routing, keys_S, product.slot_P)
-        y_NC: Tensor = _ExpertRows.apply(x_NC, gates_S, *parameters, mask_PC, product, routing)  # type: ignore[no-untyped-call]
+        y_NC: Tensor = _ExpertRows.apply(x_NC, gates_S, *parameters, self.activation, mask_PC, product, routing)  # type: ignore[no-untyped-call]
         return y_NC.view(x_RNC.shape)
 
     def _mask(self, routing: Routing, keys_S: Tensor | None, slot_P: Tensor) -> Tensor | None:
@@ -82,28 +90,22 @@ class PackedExperts(nn.Module):
         return self.dropout.mask_of(keys_S.index_select(0, slot_P), lane_P, self.weight_in.shape[1])
 
 
-def dense(x_RNC: Tensor, parameters: Sequence[Tensor]) -> Tensor:
-    """One expert per lane, for all of the lane's tokens."""
-    weight_in_RCF, bias_in_RF, weight_out_RFC, bias_out_RC = parameters
-    hidden_RNF = torch.baddbmm(bias_in_RF.unsqueeze(1), x_RNC, weight_in_RCF).relu_()
-    return torch.baddbmm(bias_out_RC.unsqueeze(1), hidden_RNF, weight_out_RFC)
-
-
 def expert_loop(
     x_NC: Tensor,
     gates_S: Tensor,
     parameters: Sequence[Tensor],
+    activation: Activation,
     mask_SC: Tensor | None,
     routing: Routing,
 ) -> Tensor:
     """One expert after the other on its own tokens, as the article does it: the oracle of all other backends."""
-    weight_in_GCF, bias_in_GF, weight_out_GFC, bias_out_GC = parameters
+    weight_in_GCI, bias_in_GI, weight_out_GFC, bias_out_GC = parameters
     y_NC = torch.zeros_like(x_NC, dtype=gates_S.dtype)
     starts = [0, *routing.ends_G.tolist()]
     for group, (start, end) in enumerate(pairwise(starts)):
         slots = routing.order_S[start:end]
         tokens = routing.slots.token_S[slots]
-        hidden = torch.relu(x_NC[tokens] @ weight_in_GCF[group] + bias_in_GF[group])
+        hidden = activate(activation, x_NC[tokens] @ weight_in_GCI[group] + bias_in_GI[group])
         out = full_precision(hidden @ weight_out_GFC[group] + bias_out_GC[group])
         if mask_SC is not None:
             out = out * mask_SC[slots]
@@ -122,28 +124,31 @@ class _ExpertRows(torch.autograd.Function):
         ctx: Any,
         x_NC: Tensor,
         gates_S: Tensor,
-        weight_in_GCF: Tensor,
-        bias_in_GF: Tensor,
+        weight_in_GCI: Tensor,
+        bias_in_GI: Tensor,
         weight_out_GFC: Tensor,
         bias_out_GC: Tensor,
+        activation: Activation,
         mask_PC: Tensor | None,
         product: RowProduct,
         routing: Routing,
     ) -> Tensor:
         token_P = routing.slots.token_S.index_select(0, product.slot_P)
         x_PC = x_NC.index_select(0, token_P)
-        hidden_PF = product.forward(x_PC, weight_in_GCF, bias_in_GF).clamp_min_(0)
+        hidden_PF, kept_PI = activate_rows(activation, product.forward(x_PC, weight_in_GCI, bias_in_GI))
         out_PC = full_precision(product.forward(hidden_PF, weight_out_GFC, bias_out_GC))
         if mask_PC is not None:
             out_PC *= mask_PC
-        ctx.save_for_backward(x_PC, hidden_PF, out_PC, mask_PC, gates_S, weight_in_GCF, weight_out_GFC, token_P)
-        ctx.product, ctx.routing = product, routing
+        ctx.save_for_backward(
+            x_PC, kept_PI, hidden_PF, out_PC, mask_PC, gates_S, weight_in_GCI, weight_out_GFC, token_P
+        )
+        ctx.activation, ctx.product, ctx.routing = activation, product, routing
         return sum_bags(out_PC, product.row_S, routing.slots.bag_starts, gates_S)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NC: Tensor) -> tuple[Tensor | None, ...]:
-        x_PC, hidden_PF, out_PC, mask_PC, gates_S, weight_in_GCF, weight_out_GFC, token_P = ctx.saved_tensors
+        x_PC, kept_PI, hidden_PF, out_PC, mask_PC, gates_S, weight_in_GCI, weight_out_GFC, token_P = ctx.saved_tensors
         product: RowProduct = ctx.product
         grad_PC = grad_NC.index_select(0, token_P)
         grad_gates_S = torch.linalg.vecdot(grad_PC, out_PC).index_select(0, product.row_S)
@@ -154,10 +159,11 @@ class _ExpertRows(torch.autograd.Function):
         grad_PC = grad_PC.to(x_PC.dtype)
         grad_weight_out, grad_bias_out = product.backward_weights(hidden_PF, grad_PC)
         grad_PF = product.backward_input(grad_PC, weight_out_GFC)
-        torch.ops.aten.threshold_backward.grad_input(grad_PF, hidden_PF, 0, grad_input=grad_PF)
-        grad_weight_in, grad_bias_in = product.backward_weights(x_PC, grad_PF)
-        grad_x_PC = product.backward_input(grad_PF, weight_in_GCF)
+        grad_PI = activation_gradient(ctx.activation, grad_PF, kept_PI)
+        grad_weight_in, grad_bias_in = product.backward_weights(x_PC, grad_PI)
+        grad_x_PC = product.backward_input(grad_PI, weight_in_GCI)
         routing: Routing = ctx.routing
         is_kept_S = None if routing.kept_S is None else routing.kept_S.to(grad_x_PC.dtype)
         grad_x_NC = sum_bags(grad_x_PC, product.row_S, routing.slots.bag_starts, is_kept_S)
-        return grad_x_NC, grad_gates_S, grad_weight_in, grad_bias_in, grad_weight_out, grad_bias_out, None, None, None
+        grads = (grad_x_NC, grad_gates_S, grad_weight_in, grad_bias_in, grad_weight_out, grad_bias_out)
+        return *grads, None, None, None, None

@@ -9,21 +9,24 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from moesearch.config.trial import MoEConfig, TrialConfig
+from moesearch.config.moe import Init, MoEConfig
+from moesearch.config.trial import TrialConfig
 
 
 def initialize_lane(tensors: Mapping[str, Tensor], config: TrialConfig) -> None:
     """Fill a lane's tensors (`MoETransformer.lane_tensors`) from a generator seeded with ``config.seed``.
 
-    Every linear weight follows ``moe.init``, biases are uniform within +-fan_in^-0.5 as in torch, embeddings standard
-    normal, layer norms the identity, balancing biases 0; routers are scaled by ``moe.router_init_gain``. Numbers are
-    drawn in float32 on the CPU: the same on every device.
+    Every linear weight follows ``moe.init`` or its part's own, biases are uniform within +-fan_in^-0.5 as in torch,
+    embeddings standard normal, norms the identity, balancing biases 0; routers are scaled by ``moe.router_init_gain``,
+    maps to the residual stream by depth if asked. Numbers are drawn in float32 on the CPU: the same on every device.
     """
     generator = torch.Generator().manual_seed(config.seed)
     for name, tensor in tensors.items():
         tensor.copy_(_initial_values(name, tensors, config.moe, generator))
         if ".router.logits." in name:
             tensor *= config.moe.router_init_gain
+        if config.moe.init_depth_scaled and name.endswith(("attention.projection.weight", ".weight_out")):
+            tensor *= (2 * config.model.num_layers) ** -0.5
 
 
 def _initial_values(name: str, tensors: Mapping[str, Tensor], moe: MoEConfig, generator: torch.Generator) -> Tensor:
@@ -37,29 +40,49 @@ def _initial_values(name: str, tensors: Mapping[str, Tensor], moe: MoEConfig, ge
     if kind.endswith("norm"):
         return torch.ones(shape) if leaf == "weight" else torch.zeros(shape)
     if leaf.startswith("bias"):
-        fan_in, _ = _fans(kind, tensors[f"{owner}.{leaf.replace('bias', 'weight')}"])
+        fan_in, _ = _fans(f"{owner}.{leaf.replace('bias', 'weight')}", tensors)
         return torch.empty(shape).uniform_(-(fan_in**-0.5), fan_in**-0.5, generator=generator)
-    fan_in, fan_out = _fans(kind, tensors[name])
-    return linear_weight(shape, fan_in, fan_out, moe, generator)
+    fan_in, fan_out = _fans(name, tensors)
+    return linear_weight(shape, fan_in, fan_out, _init_of(name, moe), moe, generator)
 
 
-def _fans(kind: str, weight: Tensor) -> tuple[int, int]:
+def _init_of(name: str, moe: MoEConfig) -> Init:
+    """The scheme of a linear weight: that of its part of the model, or of all."""
+    if ".router." in name:
+        own = moe.init_router
+    elif ".attention." in name:
+        own = moe.init_attention
+    else:
+        own = None if name.startswith("head.") else moe.init_experts
+    return own or moe.init
+
+
+def _fans(name: str, tensors: Mapping[str, Tensor]) -> tuple[int, int]:
     """Inputs and outputs of the linear map (or of each of the stacked maps) that a weight holds."""
-    match kind:
+    owner, _, leaf = name.rpartition(".")
+    if name not in tensors:  # the head's, which is the embedding's
+        entries, width = tensors["token_embedding.weight"].shape
+        return width, entries
+    shape = tensors[name].shape
+    if leaf == "weight_in":  # one map, or gates and values side by side, to as many numbers as the next map takes
+        return shape[-2], tensors[f"{owner}.weight_out"].shape[-2]
+    match owner.rpartition(".")[2]:
         case "qkv":  # three maps side by side
-            return weight.shape[0], weight.shape[1] // 3
+            return shape[0], shape[1] // 3
         case "logits" | "noise":  # a router's, stored output first
-            return weight.shape[1], weight.shape[0]
+            return shape[1], shape[0]
         case _:
-            return weight.shape[-2], weight.shape[-1]
+            return shape[-2], shape[-1]
 
 
-def linear_weight(shape: torch.Size, fan_in: int, fan_out: int, moe: MoEConfig, generator: torch.Generator) -> Tensor:
+def linear_weight(
+    shape: torch.Size, fan_in: int, fan_out: int, init: Init, moe: MoEConfig, generator: torch.Generator
+) -> Tensor:
     """Weights of linear maps: He et al. 2015 (gain sqrt 2, fan in), Glorot and Bengio 2010, or a given deviation."""
     weight = torch.empty(shape)
     kaiming_std = math.sqrt(2 / fan_in)
     xavier_std = math.sqrt(2 / (fan_in + fan_out))
-    match moe.init:
+    match init:
         case "kaiming_normal":
             return weight.normal_(0, kaiming_std, generator=generator)
         case "kaiming_uniform":
@@ -70,6 +93,9 @@ def linear_weight(shape: torch.Size, fan_in: int, fan_out: int, moe: MoEConfig, 
             return _uniform(weight, xavier_std, generator)
         case "normal":
             return weight.normal_(0, moe.init_std, generator=generator)
+        case "truncated_normal":
+            std = math.sqrt(moe.init_scale / fan_in)
+            return torch.nn.init.trunc_normal_(weight, 0, std, -2 * std, 2 * std, generator=generator)
         case unknown:
             assert_never(unknown)
 

@@ -7,9 +7,16 @@ Shapes:  R lanes   N = B*T tokens   C model width   I inputs   O outputs   V ent
 
 from __future__ import annotations
 
+from typing import assert_never
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from moesearch.config.trial import Norm
+
+_NORM_EPS = 1e-5
+"""Added to the mean square: what torch's layer norm adds to the variance."""
 
 
 def parameter_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -54,6 +61,49 @@ class LaneLayerNorm(nn.Module):
         if len(self.weight) == 1:
             return F.layer_norm(x_RNC, (width,), self.weight[0], self.bias[0])
         return torch.addcmul(self.bias.unsqueeze(1), F.layer_norm(x_RNC, (width,)), self.weight.unsqueeze(1))
+
+
+class LaneRMSNorm(nn.Module):
+    """RMS norm with a weight per lane (Zhang and Sennrich 2019)."""
+
+    def __init__(self, num_lanes: int, width: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_lanes, width, device=device, dtype=parameter_dtype(dtype)))
+
+    def forward(self, x_RNC: Tensor) -> Tensor:
+        width = x_RNC.shape[-1]
+        if len(self.weight) == 1:
+            return F.rms_norm(x_RNC, (width,), self.weight[0], _NORM_EPS)
+        return F.rms_norm(x_RNC, (width,), eps=_NORM_EPS) * self.weight.unsqueeze(1)
+
+
+def lane_norm(
+    kind: Norm, num_lanes: int, width: int, *, device: torch.device, dtype: torch.dtype
+) -> LaneLayerNorm | LaneRMSNorm:
+    """The norm that a configuration names."""
+    match kind:
+        case "layer_norm":
+            return LaneLayerNorm(num_lanes, width, device=device, dtype=dtype)
+        case "rms_norm":
+            return LaneRMSNorm(num_lanes, width, device=device, dtype=dtype)
+        case unknown:
+            assert_never(unknown)
+
+
+class TiedLaneHead(nn.Module):
+    """Logits from the token embedding's own weights and a bias.
+
+    They are divided by the root of the width, since embeddings start standard normal (Chowdhery et al. 2022).
+    """
+
+    def __init__(self, num_lanes: int, entries: int, *, device: torch.device, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.bias = nn.Parameter(torch.empty(num_lanes, entries, device=device, dtype=parameter_dtype(dtype)))
+
+    def forward(self, x_RNC: Tensor, embedding_RVC: Tensor) -> Tensor:
+        x_RNC = (x_RNC * x_RNC.shape[-1] ** -0.5).to(self.dtype)
+        return torch.baddbmm(self.bias.to(self.dtype).unsqueeze(1), x_RNC, embedding_RVC.to(self.dtype).mT)
 
 
 class LaneEmbedding(nn.Module):

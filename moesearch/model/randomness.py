@@ -40,6 +40,7 @@ class Place(IntEnum):
     ROUTER_NOISE = 3
     FIXED_NOISE = 4
     INPUT_JITTER = 5
+    SHARED_OUTPUT = 6
 
 
 class StepRandomness:

@@ -11,15 +11,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from moesearch.config.shape import dense_inner_dim, has_experts
 from moesearch.config.trial import TrialConfig
 from moesearch.model.attention import CausalSelfAttention
 from moesearch.model.backends import ExpertShape, choose_backend
 from moesearch.model.experts import ExpertBackend, PackedExperts
+from moesearch.model.feed_forward import LaneFeedForward
 from moesearch.model.initialization import initialize_lane
 from moesearch.model.lanes import LaneLayout
-from moesearch.model.layers import LaneEmbedding, LaneLayerNorm, LaneLinear, full_precision
+from moesearch.model.layers import LaneEmbedding, LaneLinear, TiedLaneHead, full_precision, lane_norm
 from moesearch.model.moe import MoELayer
-from moesearch.model.randomness import DropoutRates, LayerRandomness, StepRandomness
+from moesearch.model.randomness import DropoutRates, LayerRandomness, Place, StepRandomness
 from moesearch.model.routers import BalancingBias, RouterLinear, Routing, TopKRouter
 
 
@@ -34,11 +36,12 @@ class ModelOutput:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + moe(norm(x))."""
+    """x + attention(norm(x)), then x + moe(norm(x)); or, between layers of experts, x + feed_forward(norm(x))."""
 
     def __init__(
         self,
         configs: Sequence[TrialConfig],
+        layer: int,
         dropout: DropoutRates,
         backend: ExpertBackend,
         *,
@@ -46,15 +49,32 @@ class Block(nn.Module):
         dtype: torch.dtype,
     ) -> None:
         super().__init__()
-        R, model = len(configs), configs[0].model
-        self.attention_norm = LaneLayerNorm(R, model.width, device=device, dtype=dtype)
+        R, first, model = len(configs), configs[0], configs[0].model
+        self.attention_norm = lane_norm(model.norm, R, model.width, device=device, dtype=dtype)
         self.attention = CausalSelfAttention(R, model, dropout, device=device, dtype=dtype)
-        self.moe_norm = LaneLayerNorm(R, model.width, device=device, dtype=dtype)
-        self.moe = MoELayer(configs, dropout, backend, device=device, dtype=dtype)
+        self.moe_norm = lane_norm(model.norm, R, model.width, device=device, dtype=dtype)
+        self.moe = self.feed_forward = None
+        if has_experts(first, layer):
+            self.moe = MoELayer(configs, dropout, backend, device=device, dtype=dtype)
+        else:
+            self.feed_forward = LaneFeedForward(
+                R,
+                model.width,
+                dense_inner_dim(first),
+                first.moe.activation,
+                dropout,
+                Place.EXPERT_OUTPUT,
+                device=device,
+                dtype=dtype,
+            )
 
     def forward(self, x_RNC: Tensor, context: int, randomness: LayerRandomness | None) -> tuple[Tensor, Routing | None]:
         x_RNC = x_RNC + self.attention(self.attention_norm(x_RNC), context, randomness)
-        out_RNC, routing = self.moe(self.moe_norm(x_RNC), context, randomness)
+        normed_RNC = self.moe_norm(x_RNC)
+        if self.moe is None:
+            assert self.feed_forward is not None
+            return x_RNC + self.feed_forward(normed_RNC, randomness), None
+        out_RNC, routing = self.moe(normed_RNC, context, randomness)
         return x_RNC + out_RNC, routing
 
 
@@ -90,12 +110,19 @@ class MoETransformer(nn.Module):
         R, model = len(configs), configs[0].model
         dropout = DropoutRates([c.model.dropout for c in configs], device)
         self.token_embedding = LaneEmbedding(R, vocab_size, model.width, device=device, dtype=dtype)
-        self.position_embedding = LaneEmbedding(R, model.context, model.width, device=device, dtype=dtype)
+        self.position_embedding = None
+        if model.positions == "learned":
+            self.position_embedding = LaneEmbedding(R, model.context, model.width, device=device, dtype=dtype)
         self.layers = nn.ModuleList(
-            Block(configs, dropout, expert_backend, device=device, dtype=dtype) for _ in range(model.num_layers)
+            Block(configs, layer, dropout, expert_backend, device=device, dtype=dtype)
+            for layer in range(model.num_layers)
         )
-        self.norm = LaneLayerNorm(R, model.width, device=device, dtype=dtype)
-        self.head = LaneLinear(R, model.width, vocab_size, bias=True, device=device, dtype=dtype)
+        self.norm = lane_norm(model.norm, R, model.width, device=device, dtype=dtype)
+        self.head: LaneLinear | TiedLaneHead
+        if model.tied_head:
+            self.head = TiedLaneHead(R, vocab_size, device=device, dtype=dtype)
+        else:
+            self.head = LaneLinear(R, model.width, vocab_size, bias=True, device=device, dtype=dtype)
         # Of every layer that routes, or of none.
         self._balancing = tuple(module for module in self.modules() if isinstance(module, BalancingBias))
         self._parts = tuple(tuple(self._parts_of(lane)) for lane in range(R))
@@ -105,16 +132,21 @@ class MoETransformer(nn.Module):
     def forward(self, tokens_RBT: Tensor, randomness: StepRandomness | None = None) -> ModelOutput:
         """Logits of the next token; without randomness dropout and router noise are off."""
         R, B, T = tokens_RBT.shape
-        tokens_RBTC = self.token_embedding(tokens_RBT.flatten(1)).view(R, B, T, -1)
-        x_RNC = (tokens_RBTC + self.position_embedding.weight[:, None, :T]).flatten(1, 2)
+        x_RNC: Tensor = self.token_embedding(tokens_RBT.flatten(1))
+        if self.position_embedding is not None:
+            x_RNC = (x_RNC.view(R, B, T, -1) + self.position_embedding.weight[:, None, :T]).flatten(1, 2)
         per_layer = [None] * len(self.layers) if randomness is None else randomness.layers(len(self.layers))
         routings = []
         for layer, layer_randomness in zip(self.layers, per_layer, strict=True):
             x_RNC, routing = layer(x_RNC, T, layer_randomness)
             if routing is not None:
                 routings.append(routing)
-        logits_RNV = full_precision(self.head(self.norm(x_RNC)))
-        return ModelOutput(logits_RNV.view(R, B, T, -1), tuple(routings))
+        return ModelOutput(self._logits(self.norm(x_RNC)).view(R, B, T, -1), tuple(routings))
+
+    def _logits(self, x_RNC: Tensor) -> Tensor:
+        is_tied = isinstance(self.head, TiedLaneHead)
+        logits_RNV: Tensor = self.head(x_RNC, self.token_embedding.weight) if is_tied else self.head(x_RNC)
+        return full_precision(logits_RNV)
 
     def lane_parameters(self, lane: int) -> dict[str, Tensor]:
         """This lane's part of every parameter that it uses: detached, contiguous views that share storage."""
@@ -186,11 +218,25 @@ def require_one_shape(configs: Sequence[TrialConfig]) -> None:
     """ValueError unless all configurations give tensors of the same shapes, lanes apart."""
     if not configs:
         raise ValueError("a model needs at least one lane")
-    shapes = [{**c.model.model_dump(exclude={"dropout"}), "expert_hidden_dim": c.expert_hidden_dim} for c in configs]
+    shapes = [_shape_of(config) for config in configs]
     values = {name: sorted({str(shape[name]) for shape in shapes}) for name in shapes[0]}
     differing = [f"{name} ({', '.join(several)})" for name, several in values.items() if len(several) > 1]
     if differing:
         raise ValueError(f"lanes must be of one shape family; these differ in {', '.join(differing)}")
+
+
+def _shape_of(config: TrialConfig) -> dict[str, object]:
+    """What lanes must have in common, by name."""
+    moe = config.moe
+    shape = {
+        **config.model.model_dump(exclude={"dropout"}),
+        "expert_hidden_dim": config.expert_hidden_dim,
+        "num_shared_experts": moe.num_shared_experts,
+        "every": moe.every,
+        "activation": moe.activation,
+    }
+    # Layers without experts are as wide as all experts of a token.
+    return shape if moe.every == 1 else {**shape, "top_k": moe.top_k}
 
 
 def replace_lane(model: MoETransformer, lane: int, config: TrialConfig) -> MoETransformer:

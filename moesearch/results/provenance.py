@@ -13,11 +13,14 @@ from typing import Any, Literal, assert_never
 from optuna.trial import FrozenTrial
 
 from moesearch.config.dumper import dump_yaml
+from moesearch.config.shape import dense_inner_dim, expert_inner_dim, shared_inner_dim
 from moesearch.config.trial import MoEConfig, TrialConfig
 from moesearch.errors import UnknownStudyError
 from moesearch.results import records
 from moesearch.results.frames import as_utc, last_point, outcome_of
 from moesearch.results.study import StudyResults
+
+_ACTIVATIONS = {"relu": "ReLU", "relu_squared": "ReLU squared", "gelu": "GELU", "swiglu": "SwiGLU"}
 
 Choice = Literal["best", "base"] | int
 """``best`` by the verdict, ``base`` as the study file has it, or the number of a trial."""
@@ -180,19 +183,59 @@ def _result(results: StudyResults, exported: Exported) -> dict[str, Any]:
 
 def _architecture(config: TrialConfig) -> dict[str, Any]:
     """What is fixed in the code, and a rerun elsewhere has to know."""
-    std = f" of standard deviation {config.moe.init_std:g}" if config.moe.init == "normal" else ""
+    model = config.model
+    learned = "token + learned position" if model.positions == "learned" else "token; rotary positions, base 10000"
+    tied = "tied to the head, logits times width^-0.5" if model.tied_head else "not tied to the head"
     return {
-        "block": "x + attention(layer_norm(x)); x + moe(layer_norm(x)); layer norm before the head",
-        "embeddings": "token + learned position, not tied to the head",
+        "block": f"x + attention({model.norm}(x)); x + moe({model.norm}(x)); {model.norm} before the head",
+        "embeddings": f"{learned}, {tied}",
+        "queries_and_keys": "RMS norm per head, learned weights" if model.qk_norm else "as projected",
         "biases": "none on query, key and value; on every other linear map",
-        "expert": f"linear {config.model.width} -> {config.expert_hidden_dim}, ReLU, linear back, dropout",
+        "expert": _expert(config),
+        "layers": _layers(config),
         "router": _router(config.moe),
         "capacity": _capacity(config.moe),
         "load_balancing_loss": "1 at perfect balance for every num_experts and top_k",
         "dropout_places": "attention weights, after the attention projection, after each expert",
-        "init": f"{config.moe.init}{std} on every linear weight (attention, router, experts, head); biases uniform "
-        "within fan_in^-0.5; embeddings standard normal",
+        "init": _init(config.moe),
     }
+
+
+def _expert(config: TrialConfig) -> str:
+    moe, inner = config.moe, expert_inner_dim(config)
+    maps = (
+        f"gate and value maps {config.model.width} -> {inner}"
+        if moe.activation == "swiglu"
+        else (f"linear {config.model.width} -> {inner}")
+    )
+    return f"{maps}, {_ACTIVATIONS[moe.activation]}, linear back, dropout"
+
+
+def _layers(config: TrialConfig) -> str:
+    """Which layers have experts, and what else every token passes through."""
+    moe = config.moe
+    where = (
+        "experts in every layer"
+        if moe.every == 1
+        else (
+            f"experts in every layer whose number, from 1, is a multiple of {moe.every}; the others dense, "
+            f"{dense_inner_dim(config)} wide"
+        )
+    )
+    shared = f"; one shared layer, {shared_inner_dim(config)} wide, beside them" if moe.num_shared_experts else ""
+    return where + shared
+
+
+def _init(moe: MoEConfig) -> str:
+    """Schemes by part, then what they read."""
+    parts = {"router": moe.init_router, "experts": moe.init_experts, "attention": moe.init_attention}
+    own = "".join(f", {init} on that of {part}" for part, init in parts.items() if init is not None)
+    read = [f"{name} {getattr(moe, name):g}" for name in ("init_std", "init_scale") if name not in moe.unread_fields()]
+    depth = "; maps to the residual stream divided by (2 num_layers)^0.5" if moe.init_depth_scaled else ""
+    return (
+        f"{moe.init} on every linear weight (attention, router, experts, head){own}{''.join(f' ({r})' for r in read)}"
+        f"{depth}; biases uniform within fan_in^-0.5; embeddings standard normal"
+    )
 
 
 def _router(moe: MoEConfig) -> str:

@@ -9,27 +9,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from moesearch.config.knobs import Knob
 from moesearch.config.resolve import is_lane_field
 from moesearch.config.space import num_values
+from moesearch.config.study import StudyConfig
 
 Family = Mapping[str, object]
 """The values of a study's shape knobs: dotted path -> value."""
+
+_DERIVE_WIDTHS = {"moe.iso_flops", "moe.every"}
+"""Fields under which the width of a layer depends on ``top_k``."""
 
 TRIALS_PER_LANE = 2
 """Trials of a visit, per lane: each lane is filled and refilled once before the choice is free again."""
 
 
-def shape_knobs(search: Mapping[str, Knob]) -> tuple[str, ...]:
-    """The knobs that part a study into families."""
-    return tuple(path for path in search if not is_lane_field(path))
+def shape_knobs(study: StudyConfig) -> tuple[str, ...]:
+    """The knobs that part a study into families: shape fields, and ``top_k`` where a width follows from it."""
+    base = study.base.moe
+    is_width_derived = base.iso_flops or base.every > 1 or not study.search.keys().isdisjoint(_DERIVE_WIDTHS)
+    return tuple(path for path in study.search if not is_lane_field(path) or (path == "moe.top_k" and is_width_derived))
 
 
-def num_families(search: Mapping[str, Knob]) -> int | None:
-    """Families of a space, feasible or not; None where a shape knob is continuous."""
+def num_families(study: StudyConfig) -> int | None:
+    """Families of a study's space, feasible or not; None where a shape knob is continuous."""
     num_families = 1
-    for path in shape_knobs(search):
-        count = num_values(search[path])
+    for path in shape_knobs(study):
+        count = num_values(study.search[path])
         if count is None:
             return None
         num_families *= count

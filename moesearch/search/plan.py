@@ -9,7 +9,7 @@ from typing import Any, Literal, assert_never
 
 from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob
 from moesearch.config.labels import short_value
-from moesearch.config.resolve import is_lane_field, resolve
+from moesearch.config.resolve import resolve
 from moesearch.config.space import feasible_points, size
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import DataConfig, TrialConfig
@@ -128,7 +128,10 @@ def plan(config: StudyConfig) -> Plan:
         pruner=config.pruner.type,
         lanes=config.run.lanes,
         num_families=_num_families(config, points),
-        knobs=tuple(PlannedKnob(path, _values_text(knob), is_lane_field(path)) for path, knob in config.search.items()),
+        knobs=tuple(
+            PlannedKnob(path, _values_text(knob), path not in shape_knobs(config))
+            for path, knob in config.search.items()
+        ),
         num_points=size(config.search),
         num_feasible=None if points is None else len(points),
         total_params=cost.total_params(base, text.vocab_size),
@@ -251,8 +254,8 @@ def _sampler_text(config: StudyConfig, num_feasible: int | None) -> str:
 
 def _num_families(config: StudyConfig, feasible: Sequence[Mapping[str, object]] | None) -> int | None:
     if feasible is None:
-        return num_families(config.search)
-    paths = shape_knobs(config.search)
+        return num_families(config)
+    paths = shape_knobs(config)
     return len({tuple(point[path] for path in paths) for point in feasible})
 
 

@@ -94,7 +94,7 @@ class _Worker:
         self.visit = self._new_visit()
 
     def _new_visit(self) -> Visit:
-        return Visit(shape_knobs(self.job.config.search), self.crowd.max_lanes)
+        return Visit(shape_knobs(self.job.config), self.crowd.max_lanes)
 
     def fill_free_lanes(self) -> None:
         for lane in self.trainer.free_lanes:

@@ -13,6 +13,16 @@ import torch
 from moesearch.config.trial import BudgetConfig, TrialConfig
 from moesearch.training.step import TrainStep
 
+_ANY_INIT = {
+    "init": "normal",
+    "init_std": 1.0,
+    "init_scale": 1.0,
+    "init_depth_scaled": False,
+    "init_router": None,
+    "init_experts": None,
+    "init_attention": None,
+    "router_init_gain": 1.0,
+}
 _WARM_UP_STEPS = 3
 """Steps before a capture, for what libraries allocate on first use; what torch's own guide takes."""
 
@@ -27,7 +37,7 @@ def captured_part(config: TrialConfig) -> TrialConfig:
         update={
             "seed": 0,
             "budget": BudgetConfig(),
-            "moe": config.moe.model_copy(update={"init": "normal", "init_std": 1.0, "router_init_gain": 1.0}),
+            "moe": config.moe.model_copy(update=_ANY_INIT),
             "optim": config.optim.model_copy(
                 update={
                     "lr": 1.0,

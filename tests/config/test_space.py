@@ -91,3 +91,13 @@ def test_points_that_differ_in_what_they_do_not_read_are_one() -> None:
     points = feasible_points(study)
     assert points is not None
     assert [tuple(point.values()) for point in points] == [("char", 512), ("bpe", 512), ("bpe", 2048)]
+
+
+def test_a_dense_point_stands_for_all_routers_that_it_does_not_read() -> None:
+    noise = CategoricalKnob(type="categorical", choices=(True, False))
+    top_k = CategoricalKnob(type="categorical", choices=(1,))
+    listed = feasible_points(study(moe__num_experts=EXPERTS, moe__top_k=top_k, moe__noise=noise))
+    assert listed is not None
+    assert [(point["moe.num_experts"], point["moe.noise"]) for point in listed] == [
+        (1, True), (2, True), (2, False), (4, True), (4, False)
+    ]  # fmt: skip

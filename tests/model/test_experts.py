@@ -110,3 +110,17 @@ def test_two_passes_give_the_same_bits(backend: str) -> None:
     configs: list[TrialConfig] = mixed_trials()
     first, second = (losses_and_gradients(model_of(*configs, backend=backend), randomness_for(configs)) for _ in "ab")
     torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("activation", ["relu_squared", "gelu", "swiglu"])
+@pytest.mark.parametrize("backend", DOUBLE_BACKENDS)
+def test_every_activation_agrees_with_the_oracle_in_float64(backend: str, activation: str) -> None:
+    configs = [
+        config.model_copy(update={"moe": config.moe.model_copy(update={"activation": activation})})
+        for config in mixed_trials()
+    ]
+    results = [
+        losses_and_gradients(model_of(*configs, backend=name, dtype=torch.float64), randomness_for(configs))
+        for name in ("loop", backend)
+    ]
+    torch.testing.assert_close(results[1], results[0], rtol=1e-10, atol=1e-12)

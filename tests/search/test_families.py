@@ -19,7 +19,7 @@ from moesearch.results.continuations import is_finished
 from moesearch.results.records import FAMILY, OUTCOME, REPLICATE
 from moesearch.search.assignments import next_assignment
 from moesearch.search.confirm import plan_confirmation
-from moesearch.search.families import Visit, is_of, num_families
+from moesearch.search.families import Visit, is_of, num_families, shape_knobs
 from moesearch.search.study import join_study
 from moesearch.search.suggest import make_sampler, suggest
 from tests.search.processes import start
@@ -332,7 +332,17 @@ def test_parameters_are_of_a_family_only_if_all_of_its_values_are_known() -> Non
 
 
 def test_families_are_counted_by_their_shape_knobs() -> None:
-    assert num_families(_config().search) == 2
-    assert num_families(study_config().search) == 1
+    assert num_families(_config()) == 2
+    assert num_families(study_config()) == 1
     scale = {"model.attention_scale": {"type": "float", "low": 0.1, "high": 1.0}}
-    assert num_families(_config(search=scale).search) is None
+    assert num_families(_config(search=scale)) is None
+
+
+@pytest.mark.parametrize("moe", [{"iso_flops": True}, {"every": 2}], ids=["iso_flops", "every"])
+def test_top_k_parts_families_where_a_width_follows_from_it(moe: dict[str, Any]) -> None:
+    top_k: dict[str, Any] = {"moe.top_k": {"type": "categorical", "choices": [1, 2]}}
+    assert shape_knobs(study_config(search=top_k)) == ()
+    assert shape_knobs(study_config(search=top_k, base={"moe": moe})) == ("moe.top_k",)
+    path, value = next(iter(moe.items()))
+    searched: dict[str, Any] = {f"moe.{path}": {"type": "categorical", "choices": [value]}, **top_k}
+    assert shape_knobs(study_config(search=searched)) == (f"moe.{path}", "moe.top_k")

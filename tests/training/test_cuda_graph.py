@@ -26,6 +26,11 @@ FREE: dict[str, object] = {
     "optim.decay_fraction": 0.5,
     "moe.init": "xavier_normal",
     "moe.init_std": 0.5,
+    "moe.init_scale": 0.5,
+    "moe.init_depth_scaled": True,
+    "moe.init_router": "normal",
+    "moe.init_experts": "normal",
+    "moe.init_attention": "truncated_normal",
     "moe.router_init_gain": 0.5,
 }
 # Lane fields that are shapes, constants of kernels or tensors of the model: a refill captures anew.

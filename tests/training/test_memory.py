@@ -46,8 +46,20 @@ def measured_peak_bytes(config: TrialConfig, vocab_size: int) -> int:
         ({"model.width": 64, "model.context": 128, "moe.top_k": 8}, 65),
         ({"data.batch_size": 64}, 2000),
         ({"data.batch_size": 1, "moe.top_k": 8}, 2000),
+        ({"moe.activation": "swiglu", "moe.num_shared_experts": 2, "moe.every": 2, "data.batch_size": 64}, 65),
+        ({"model.norm": "rms_norm", "model.qk_norm": True, "model.positions": "rotary", "model.tied_head": True}, 65),
     ],
-    ids=["article", "plain", "many experts", "dense", "long context", "many logits", "evaluation is the larger part"],
+    ids=[
+        "article",
+        "plain",
+        "many experts",
+        "dense",
+        "long context",
+        "many logits",
+        "evaluation is the larger part",
+        "swiglu, shared experts, dense layers",
+        "norms and rotation",
+    ],
 )
 def test_a_lanes_estimated_memory_is_what_torch_allocates(params: Mapping[str, object], vocab_size: int) -> None:
     config = resolve(BASE, params)
