@@ -23,7 +23,8 @@ def measured_peak_bytes(config: TrialConfig, vocab_size: int) -> int:
     """Most bytes that torch held at once in two training steps and an evaluation of two batches."""
     random = torch.Generator().manual_seed(0)
     train, val = (torch.randint(vocab_size, (size,), generator=random) for size in (10_000, 4_000))
-    tokens = replace(TOKENS, train=train, val=val, vocab_size=vocab_size)
+    ones_V = torch.ones(vocab_size, dtype=torch.int64)
+    tokens = replace(TOKENS, train=train, val=val, bytes_per_id_V=ones_V, vocab_size=vocab_size)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         trainer = LaneTrainer(tokens)
         trainer.load(0, config)
