@@ -98,7 +98,7 @@ def _servers(args: argparse.Namespace) -> list[Server]:
     _say_what_is_exposed(args.host)
     port = _choose_port(OPTUNA_DASHBOARD, "--port", args.host, args.port, DEFAULT_PORT, taken=())
     servers = [_optuna_dashboard(storage, dashboard_files(args.runs), args.host, port)]
-    tracking_uri = default_tracking_uri(args.runs)
+    tracking_uri = default_tracking_uri(args.runs, storage)
     database = sqlite_path(tracking_uri)
     if is_server(tracking_uri):
         print(f"{MLFLOW:<17} {mask_url(tracking_uri)} (MLFLOW_TRACKING_URI)")

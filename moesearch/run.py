@@ -6,7 +6,8 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from moesearch.errors import InputError, MoesearchError, TrackingError
 if TYPE_CHECKING:
     from moesearch import terminal
     from moesearch.config.study import StudyConfig
+    from moesearch.search.crew import Workers
     from moesearch.search.order import WorkOrder
     from moesearch.search.progress import Progress
     from moesearch.search.supervisor import Outcome
@@ -54,6 +56,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="delete what the store holds of this study first")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the verdict")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output, nothing else")
+    parser.add_argument(
+        "--cluster", choices=["ray"], help="workers over a Ray cluster: RAY_ADDRESS's, or a new one here"
+    )
     add_place_flags(parser)
     return parser.parse_args(argv)
 
@@ -80,31 +85,20 @@ def _print_plan(config: StudyConfig, *, as_json: bool) -> int:
 
 def _run(config: StudyConfig, args: argparse.Namespace) -> int:
     from moesearch.live import LiveViews
-    from moesearch.search.machine import place
-    from moesearch.search.order import WorkOrder
     from moesearch.search.supervisor import run_study
     from moesearch.terminal import LiveDisplay
-    from moesearch.tracking.mlflow import default_tracking_uri
 
-    placement = place(config.run.device, config.run.workers, num_runs=config.num_trials)
-    order = WorkOrder(
-        config=config,
-        storage_url=storage_url(args.storage, args.runs),
-        runs=args.runs.absolute(),
-        tracking_uri=default_tracking_uri(args.runs),
-        device=placement.device,
-    )
     command = shlex.join(["python", "-m", "moesearch.run", *map(mask_url, sys.argv[1:])])
     try:
-        with LiveDisplay(quiet=args.quiet) as display:
-            display.note(f"{config.name}: {placement}; {order.runs}")
+        with _hired(config, args) as (order, workers), LiveDisplay(quiet=args.quiet) as display:
+            display.note(f"{config.name}: {workers}; {order.runs}")
             with LiveViews(order, args.reports):
                 outcome = run_study(
                     order,
-                    placement,
+                    workers,
                     fresh=args.fresh,
                     command=command,
-                    show=lambda progress: display.update(_snapshot(progress, placement.num_workers)),
+                    show=lambda progress: display.update(_snapshot(progress, workers.num_workers)),
                 )
             for log in outcome.notes:
                 display.warn(f"a worker wrote to {log}")
@@ -121,6 +115,35 @@ def _run(config: StudyConfig, args: argparse.Namespace) -> int:
         return EXIT_FAULT
     _print_outcome(config, outcome, folder, as_json=args.json)
     return 0
+
+
+@contextmanager
+def _hired(config: StudyConfig, args: argparse.Namespace) -> Iterator[tuple[WorkOrder, Workers]]:
+    """What is to be done, and those who will do it: processes of this machine, or actors on a Ray cluster."""
+    from moesearch.search.crew import Crew
+    from moesearch.search.machine import place
+    from moesearch.search.order import WorkOrder
+    from moesearch.tracking.mlflow import default_tracking_uri
+
+    is_local = args.cluster is None
+    device, num_workers = (config.run.device, config.run.workers) if is_local else ("auto", 1)
+    placement = place(device, num_workers, num_runs=config.num_trials)
+    store = storage_url(args.storage, args.runs)
+    order = WorkOrder(
+        config=config,
+        storage_url=store,
+        runs=args.runs.absolute(),
+        tracking_uri=default_tracking_uri(args.runs, store),
+        device=placement.device,
+    )
+    if is_local:
+        yield order, Crew(order, placement)
+        return
+    from moesearch.search import cluster
+
+    with cluster.joined_cluster():
+        cluster.refuse_sqlite_on_other_hosts(order.storage_url)
+        yield order, cluster.RayCrew(order, cluster.cluster_share(config))
 
 
 def _report(order: WorkOrder, reports: Path) -> Path:

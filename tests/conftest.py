@@ -6,7 +6,8 @@ import os
 
 import pytest
 
-from tests.postgres import postgres  # noqa: F401 - a fixture for all tests
+from tests.postgres import postgres  # noqa: F401 - fixtures for all tests
+from tests.stores import empty_postgres_store, every_store  # noqa: F401
 
 # Before torch is imported, here or in a process that a test starts: threads that wait for one another spin, and on
 # tiny models they would do little else.

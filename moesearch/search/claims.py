@@ -134,7 +134,8 @@ class Claims:
             user_attrs={WORKER: self.worker},
             system_attrs={FAMILY: dict(family)} if family else {},
         )
-        trial_id = self.storage.create_new_trial(self.study._study_id, template)
+        # By the study's own access to the store, whose cache must know a trial before a parameter of it is set.
+        trial_id = self.study._storage.create_new_trial(self.study._study_id, template)
         self.storage.record_heartbeat(trial_id)
         return self._open(trial_id)
 
@@ -152,7 +153,7 @@ class Claims:
         """A record that goes on with a stopped trial, running; None if a worker of another host was faster."""
         source = {"number": stopped.number, "milestone": stopped.last_step}
         template = copy_of(stopped, TrialState.RUNNING, {WORKER: self.worker}, {CONTINUES: source})
-        trial_id = self.storage.create_new_trial(self.study._study_id, template)
+        trial_id = self.study._storage.create_new_trial(self.study._study_id, template)
         self.storage.record_heartbeat(trial_id)
         trial = self._open(trial_id)
         rivals = self.study.get_trials(deepcopy=False)[stopped.number + 1 : trial.number]

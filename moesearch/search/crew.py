@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from moesearch.cli import EXIT_USER_ERROR
 from moesearch.errors import InputError, MoesearchError
@@ -24,6 +24,49 @@ MAX_RESTARTS = 5
 HEALTHY_SECONDS = 60.0
 """A worker that lived so long has not died of its start, so its count begins anew."""
 WORKER_COMMAND = (sys.executable, "-m", "moesearch.search.process")
+
+
+class Workers(Protocol):
+    """The workers of one command, wherever they run. As a context, it starts them, and ends them on the way out."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    @property
+    def num_workers(self) -> int: ...
+
+    @property
+    def device(self) -> str:
+        """Of the workers, as torch names it."""
+
+    @property
+    def is_at_work(self) -> bool: ...
+
+    @property
+    def is_stopping(self) -> bool: ...
+
+    @property
+    def notes(self) -> tuple[Path, ...]:
+        """Logs in which workers wrote something: a warning, an error of a trial."""
+
+    def wait(self) -> None:
+        """Let a moment pass; start those whose pause is over, end those that overstay a stop."""
+
+    def stop(self, seconds: float) -> None:
+        """Ask all workers to give their trials back and leave; those still there after ``seconds`` are killed."""
+
+    def kill(self) -> None:
+        """End all workers now; the store is left to `Claims.recover`."""
+
+    def bury_the_dead(self) -> bool:
+        """Note who left. True if a worker died, and so may have left a trial behind; it will be started again.
+
+        Raises:
+            InputError: a worker found a person's mistake.
+            MoesearchError: a worker dies again and again.
+        """
 
 
 @dataclass
@@ -39,21 +82,31 @@ class _Slot:
 
 
 class Crew:
-    """Worker processes with one order. As a context, it ends all of them on the way out."""
+    """Workers that are processes of this host, with one order."""
 
     def __init__(self, order: WorkOrder, placement: Placement, *, command: Sequence[str] = WORKER_COMMAND) -> None:
         self._order = order
         self._placement = placement
         self._command = command
-        folder = order.runs / "logs" / order.config.name
-        folder.mkdir(parents=True, exist_ok=True)
         # The process id keeps the logs of two commands on one study apart.
         self._slots = [
-            _Slot(index, folder / f"worker-{os.getpid()}-{index}.log") for index in range(placement.num_workers)
+            _Slot(index, order.logs / f"worker-{os.getpid()}-{index}.log") for index in range(placement.num_workers)
         ]
         self._kill_at: float | None = None
 
+    def __str__(self) -> str:
+        return str(self._placement)
+
+    @property
+    def num_workers(self) -> int:
+        return self._placement.num_workers
+
+    @property
+    def device(self) -> str:
+        return self._placement.device
+
     def __enter__(self) -> Self:
+        self._order.logs.mkdir(parents=True, exist_ok=True)
         for slot in self._slots:
             self._start(slot)
         return self
@@ -76,11 +129,9 @@ class Crew:
 
     @property
     def notes(self) -> tuple[Path, ...]:
-        """Logs in which workers wrote something: a warning, an error of a trial."""
         return tuple(slot.log for slot in self._slots if slot.log.exists() and slot.log.stat().st_size > 0)
 
     def wait(self) -> None:
-        """Let a moment pass; start those whose pause is over, end those that overstay a stop."""
         time.sleep(POLL_SECONDS)
         now = time.monotonic()
         if self._kill_at is not None and now >= self._kill_at:
@@ -90,7 +141,6 @@ class Crew:
                 self._start(slot)
 
     def stop(self, seconds: float) -> None:
-        """Ask all workers to give their trials back and leave; those still there after ``seconds`` are killed."""
         self._kill_at = time.monotonic() + seconds
         for slot in self._slots:
             slot.restart_at = None
@@ -98,7 +148,6 @@ class Crew:
                 slot.process.stdin.close()
 
     def kill(self) -> None:
-        """End all workers now; the store is left to `Claims.recover`."""
         self._kill_at = time.monotonic()
         for slot in self._slots:
             slot.restart_at = None
@@ -108,12 +157,6 @@ class Crew:
                 self._forget(slot)
 
     def bury_the_dead(self) -> bool:
-        """Note who left. True if a worker died, and so may have left a trial behind; it will be started again.
-
-        Raises:
-            InputError: a worker found a person's mistake.
-            MoesearchError: a worker dies again and again.
-        """
         has_died = False
         for slot in self._slots:
             code = None if slot.process is None else slot.process.poll()

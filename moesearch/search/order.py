@@ -39,6 +39,11 @@ class WorkOrder:
         return self.search_checkpoints / "confirm"
 
     @property
+    def logs(self) -> Path:
+        """Where workers write what goes wrong."""
+        return self.runs / "logs" / self.config.name
+
+    @property
     def artifacts(self) -> Path:
         """Where MLflow keeps files, unless a server does."""
         return self.runs / "artifacts" / self.config.name

@@ -31,8 +31,7 @@ from moesearch.results.records import CORPUS_FACTS, SESSION_PREFIX, confirm_stud
 from moesearch.results.verdict import OpenedTest, Verdict
 from moesearch.search.claims import Claims, requeue_stale, worker_name
 from moesearch.search.confirm import new_opening, plan_confirmation, settle_verdict
-from moesearch.search.crew import WORKER_COMMAND, Crew
-from moesearch.search.machine import Placement
+from moesearch.search.crew import Workers
 from moesearch.search.order import WorkOrder
 from moesearch.search.progress import Progress, hopeless
 from moesearch.search.storage import closing_store, open_storage, store_lock
@@ -62,22 +61,20 @@ class Outcome:
 
 def run_study(
     order: WorkOrder,
-    placement: Placement,
+    workers: Workers,
     *,
     fresh: bool,
     command: str,
     show: Callable[[Progress], None],
-    worker_command: Sequence[str] = WORKER_COMMAND,
 ) -> Outcome:
     """Bring a study to the end that its file asks for, from wherever it stands.
 
     Args:
         order: what the workers are told.
-        placement: how many of them, and on which devices.
+        workers: those who work it off; they are started if there is work.
         fresh: delete what the store holds of the study first.
         command: the command line, for the record.
         show: called about once a second with the state of the study.
-        worker_command: starts a worker process, which reads its order from standard input.
 
     Raises:
         InputError: a person's mistake, here or in a worker.
@@ -93,9 +90,9 @@ def run_study(
         supervisor.recover()
         had_work = supervisor.has_work()
         if had_work:
-            with _session(storage, order, placement, command):
-                supervisor.run(placement, worker_command)
-        verdict = supervisor.settle(placement.device)
+            with _session(storage, order, workers, command):
+                supervisor.run(workers)
+        verdict = supervisor.settle()
         return Outcome(supervisor.progress(), verdict, time.monotonic() - started, had_work, supervisor.notes)
 
 
@@ -145,32 +142,32 @@ class _Supervisor:
             time.monotonic() - self.started,
         )
 
-    def run(self, placement: Placement, worker_command: Sequence[str]) -> None:
+    def run(self, workers: Workers) -> None:
         """Keep workers at work until they leave of their own accord."""
-        with Crew(self.order, placement, command=worker_command) as crew, _signals(crew):
+        with workers, _signals(workers):
             shown = 0.0
-            while crew.is_at_work:
-                if crew.bury_the_dead():
+            while workers.is_at_work:
+                if workers.bury_the_dead():
                     self.recover()
                 if time.monotonic() - shown >= SHOW_SECONDS:
                     self.show(self.progress())
                     shown = time.monotonic()
-                crew.wait()
-            self.notes = crew.notes
-            if crew.is_stopping:
+                workers.wait()
+            self.notes = workers.notes
+            if workers.is_stopping:
                 self.recover()
                 raise KeyboardInterrupt
         reason = hopeless(self.search.study.get_trials(deepcopy=False))
         if reason is not None:
             raise InputError(f"study {self.config.name} stops: {reason}")
 
-    def settle(self, device: str) -> Verdict | None:
+    def settle(self) -> Verdict | None:
         """The verdict on the confirmation runs. One supervisor at a time, so that the test split is opened once.
 
         Of the models that were confirmed, only the winner's stay on disk.
         """
         with store_lock(self.storage, "verdict"):
-            verdict = settle_verdict(self.config, self.storage, lambda keys: open_test_split(self.order, keys, device))
+            verdict = settle_verdict(self.config, self.storage, lambda keys: open_test_split(self.order, keys))
         if verdict is not None and verdict.best is not None and self.order.confirm_checkpoints.is_dir():
             for folder in self.order.confirm_checkpoints.iterdir():
                 if not folder.name.startswith(f"{verdict.best.fingerprint}-"):
@@ -219,15 +216,15 @@ def _check_corpus(config: StudyConfig, storage: RDBStorage) -> None:
 
 
 @contextmanager
-def _session(storage: RDBStorage, order: WorkOrder, placement: Placement, command: str) -> Iterator[None]:
+def _session(storage: RDBStorage, order: WorkOrder, workers: Workers, command: str) -> Iterator[None]:
     """Record who ran the study, on what and when; one that was killed has no end."""
     study_id = storage.get_study_id_from_name(order.config.name)
     key = f"{SESSION_PREFIX}{uuid.uuid4().hex[:12]}"
     facts = {
         "started": time.time(),
         "ended": None,
-        "workers": placement.num_workers,
-        "device": placement.device,
+        "workers": workers.num_workers,
+        "device": workers.device,
         "host": socket.gethostname(),
         "versions": {
             "python": platform.python_version(),
@@ -243,14 +240,14 @@ def _session(storage: RDBStorage, order: WorkOrder, placement: Placement, comman
 
 
 @contextmanager
-def _signals(crew: Crew) -> Iterator[None]:
+def _signals(workers: Workers) -> Iterator[None]:
     """Ctrl-C or SIGTERM once lets the workers checkpoint and leave; twice ends them at once."""
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if crew.is_stopping:
-            crew.kill()
+        if workers.is_stopping:
+            workers.kill()
         else:
-            crew.stop(STOP_SECONDS)
+            workers.stop(STOP_SECONDS)
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, on_signal) for number in numbers]
@@ -261,11 +258,11 @@ def _signals(crew: Crew) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def open_test_split(order: WorkOrder, keys: Sequence[str], device: str) -> OpenedTest | None:
+def open_test_split(order: WorkOrder, keys: Sequence[str]) -> OpenedTest | None:
     """Evaluate confirmation models on the test split, in a process of its own; None where none is on this machine."""
     request = {
         "folders": [str(order.confirm_checkpoints / key) for key in keys],
-        "device": device,
+        "device": order.device,
     }
     done = subprocess.run(
         [sys.executable, "-m", "moesearch.search.sealed"],

@@ -17,11 +17,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moesearch.config.secrets import hide_secrets
+from moesearch.config.secrets import hide_secrets, mask_url
 from moesearch.errors import TrackingError
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
+    from sqlalchemy.engine import URL
+
+MAX_CREATION_SECONDS = 120
+"""What MLflow's tables may take; another process waits so long for the one that creates them."""
 
 # Read by MLflow; set unless the caller's environment says otherwise.
 _ENVIRONMENT = {
@@ -33,9 +37,28 @@ _ENVIRONMENT = {
 }
 
 
-def default_tracking_uri(runs: Path) -> str:
-    """MLFLOW_TRACKING_URI if it is set, else the database ``mlflow.db`` in the folder ``runs``."""
-    return os.environ.get("MLFLOW_TRACKING_URI", "").strip() or f"sqlite:///{(runs / 'mlflow.db').absolute()}"
+def default_tracking_uri(runs: Path, storage_url: str | None = None) -> str:
+    """Where MLflow's runs are, unless a flag says: MLFLOW_TRACKING_URI if it is set, else beside the study store.
+
+    Beside a store on PostgreSQL that is another database of the same server (the two cannot share one), else the file
+    ``mlflow.db`` in the folder ``runs``.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    return given or _beside_store(storage_url) or f"sqlite:///{(runs / 'mlflow.db').absolute()}"
+
+
+def _beside_store(storage_url: str | None) -> str | None:
+    if storage_url is None or not storage_url.startswith("postgresql"):
+        return None
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        store = make_url(storage_url)
+    except ArgumentError:
+        return None  # whoever opens the store will say so
+    database = f"{store.database or store.username}_mlflow"
+    return store.set(database=database).render_as_string(hide_password=False)
 
 
 def prepare(tracking_uri: str) -> None:
@@ -50,6 +73,8 @@ def prepare(tracking_uri: str) -> None:
         path = sqlite_path(tracking_uri)
         if path is not None:
             _prepare_sqlite(path, tracking_uri)
+        elif tracking_uri.startswith("postgresql"):
+            _prepare_postgres(tracking_uri)
         else:
             # To open a server's client asks nothing of it yet.
             open_client(tracking_uri).search_experiments(max_results=1)
@@ -87,6 +112,50 @@ def _prepare_sqlite(path: Path, tracking_uri: str) -> None:
                 raise
             _migrate(path, tracking_uri)
             open_client(tracking_uri)
+
+
+def _prepare_postgres(tracking_uri: str) -> None:
+    """Create the database of a server, and MLflow's tables in it, one process of all hosts at a time."""
+    import sqlalchemy
+    from sqlalchemy.exc import OperationalError
+
+    from moesearch.locks import ServerLock
+
+    url = sqlalchemy.make_url(tracking_uri)
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    try:
+        sqlalchemy.inspect(engine)
+    except OperationalError as error:
+        if "does not exist" not in str(error):
+            raise
+        _create_database(url)
+    with ServerLock(engine, "mlflow", MAX_CREATION_SECONDS):
+        tables = set(sqlalchemy.inspect(engine).get_table_names())
+        if "studies" in tables and "experiments" not in tables:
+            raise TrackingError(
+                f"{mask_url(tracking_uri)} is an Optuna store, and MLflow cannot share one: name another database "
+                "in MLFLOW_TRACKING_URI"
+            )
+        open_client(tracking_uri).search_experiments(max_results=1)
+
+
+def _create_database(url: URL) -> None:
+    import sqlalchemy
+    from sqlalchemy.exc import ProgrammingError
+
+    engine = sqlalchemy.create_engine(url.set(database="postgres"), poolclass=sqlalchemy.NullPool)
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        name = connection.dialect.identifier_preparer.quote(str(url.database))
+        try:
+            connection.execute(sqlalchemy.text(f"CREATE DATABASE {name}"))
+        except sqlalchemy.exc.IntegrityError:
+            pass  # another host was faster
+        except ProgrammingError as error:
+            if "already exists" not in str(error):
+                raise TrackingError(
+                    f"the server has no database {url.database}, and {url.username} may not create it "
+                    f"({str(error.orig).strip()}); have it made (`createdb {url.database}`), or set MLFLOW_TRACKING_URI"
+                ) from error
 
 
 def _migrate(path: Path, tracking_uri: str) -> None:

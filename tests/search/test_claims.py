@@ -94,13 +94,13 @@ def test_a_raised_budget_has_room_again(tmp_path: Path) -> None:
 
 def test_of_two_hosts_that_ask_at_once_the_later_number_steps_back(tmp_path: Path, monkeypatch: Any) -> None:
     claims = _claims(study_config(num_trials=1), tmp_path)
-    create = claims.storage.create_new_trial
+    create = claims.study._storage.create_new_trial
 
     def create_too_late(study_id: int, template: FrozenTrial) -> int:
         create(study_id)  # the other host's
         return create(study_id, template)
 
-    monkeypatch.setattr(claims.storage, "create_new_trial", create_too_late)
+    monkeypatch.setattr(claims.study._storage, "create_new_trial", create_too_late)
     with claims.lock:
         assert claims.claim() is None
     assert [trial.state for trial in claims.study.trials] == [TrialState.RUNNING, TrialState.WAITING]

@@ -16,6 +16,7 @@ from moesearch.config.study import StudyConfig
 from moesearch.errors import InputError, MoesearchError
 from moesearch.results.records import CORPUS_FACTS, SESSION_PREFIX
 from moesearch.search import crew
+from moesearch.search.crew import Crew
 from moesearch.search.machine import Placement, available_cores, place
 from moesearch.search.order import WorkOrder
 from moesearch.search.progress import Progress
@@ -51,13 +52,14 @@ def _run(
     shown: list[Progress] | None = None,
 ) -> Outcome:
     shown = [] if shown is None else shown
+    order = WorkOrder(_config(folder, num_trials), url_of(folder), folder, None, "cpu")
+    placement = Placement("cpu", (), num_workers, threads=1)
     return run_study(
-        WorkOrder(_config(folder, num_trials), url_of(folder), folder, None, "cpu"),
-        Placement("cpu", (), num_workers, threads=1),
+        order,
+        Crew(order, placement, command=(sys.executable, "-m", "tests.search.fake_process", mishap)),
         fresh=False,
         command="python -m moesearch.run toy.yaml",
         show=shown.append,
-        worker_command=(sys.executable, "-m", "tests.search.fake_process", mishap),
     )
 
 

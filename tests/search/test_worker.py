@@ -181,6 +181,14 @@ def test_an_infeasible_configuration_is_told_and_neither_trained_nor_counted(tmp
     assert [trial.state for trial in others] == [TrialState.COMPLETE] * 2
 
 
+def test_a_sampler_that_reads_no_trials_proposes_too(tmp_path: Path) -> None:
+    lr = {"optim.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}}
+    config = study_config(num_trials=2, search=lr, sampler={"type": "random"})
+    study = begin(config, tmp_path)
+    work(config, tmp_path)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+
+
 def test_a_repeated_configuration_becomes_its_next_seed(tmp_path: Path) -> None:
     queued = {"moe.num_experts": 4, "moe.top_k": 1, "moe.noise": True}
     config = study_config(num_trials=11, enqueue=(queued,))

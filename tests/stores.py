@@ -1,3 +1,5 @@
+"""The stores that a study can live in, as fixtures of all tests."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -5,9 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moesearch.search.storage import open_storage
 from tests.postgres import PostgresServer
-from tests.search.stand_ins import close_stores, use_store
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -16,6 +16,8 @@ def every_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]
     if request.param == "sqlite":
         yield request.param
         return
+    from tests.search.stand_ins import close_stores, use_store
+
     server: PostgresServer = request.getfixturevalue("postgres")
     url = server.new_database(template=request.getfixturevalue("empty_postgres_store"))
     use_store(tmp_path, url)
@@ -27,6 +29,8 @@ def every_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]
 @pytest.fixture(scope="session")
 def empty_postgres_store(postgres: PostgresServer) -> str:
     """A database with Optuna's tables, to be copied: creating them takes half a second."""
+    from moesearch.search.storage import open_storage
+
     url = postgres.new_database()
     open_storage(url).engine.dispose()
     return url
