@@ -261,7 +261,7 @@ def _snapshot(progress: Progress, num_workers: int) -> terminal.Snapshot:
         for trial in progress.running
     )
     ended = [trial for trial in (*one_record_each(progress.search), *progress.confirm) if is_finished(trial)]
-    num_confirm_runs = len(progress.confirm) or config.confirm.top * config.confirm.seeds
+    num_confirm_runs = max(len(progress.confirm), config.num_confirm_runs)
     to_do = config.num_trials - progress.num_finished + num_confirm_runs - progress.num_confirmed - len(running)
     return Snapshot(
         study_name=config.name,

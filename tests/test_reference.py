@@ -25,6 +25,7 @@ def test_a_section_is_explained_field_by_field(capsys: pytest.CaptureFixture[str
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("confirm")] == [
         "confirm.top",
         "confirm.seeds",
+        "confirm.lr_search",
     ]
 
 

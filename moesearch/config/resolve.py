@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cache
+from operator import attrgetter
 from typing import Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -50,6 +51,11 @@ def is_feasible(base: TrialConfig, params: Mapping[str, object]) -> bool:
 def field_names() -> tuple[str, ...]:
     """Every dotted path of a trial, in the order of the sections."""
     return tuple(_fields())
+
+
+def value_of(config: TrialConfig, path: str) -> Any:
+    """The value of a trial's field."""
+    return attrgetter(path)(config)
 
 
 def is_lane_field(path: str) -> bool:

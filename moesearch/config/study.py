@@ -15,7 +15,9 @@ Objective = Literal["val_loss", "val_bpb"]
 
 TOKENIZER_FIELDS = ("data.tokenizer", "data.vocab_size")
 """Fields that decide which piece of text a token is."""
-
+MAX_CONFIRM_SEEDS = 100
+NUM_FIRST_RATES = 3
+"""Learning rates that each finalist tries at least."""
 MAX_LANES = 64
 """More trials than this in flight would leave a sampler nothing to learn from."""
 
@@ -86,8 +88,14 @@ class ConfirmConfig(Section):
 
     top: Annotated[int, Field(ge=0, le=100), WHOLE] = 3
     """Leading configurations that are trained again; 0 skips confirmation."""
-    seeds: Annotated[int, Field(ge=2, le=100), WHOLE] = 3
+    seeds: Annotated[int, Field(ge=2, le=MAX_CONFIRM_SEEDS), WHOLE] = 5
     """Fresh seeds for each of them: 3 for a first look, 5 for a claim (docs/decisions/0004-verdict.md)."""
+    lr_search: bool = True
+    """Before it, each of them tries half its learning rate, once and twice, and on by factors of two until the best is
+    bracketed, on a seed apart (docs/decisions/0016-learning-rates.md). Where ``optim.lr`` is a knob, it stays."""
+
+
+Control = Literal["dense", "none"]
 
 
 class RunConfig(Section):
@@ -139,6 +147,9 @@ class StudyConfig(Section):
     enqueue: Annotated[tuple[dict[str, Choice], ...], Field(max_length=1000, strict=False)] = ()
     """Configurations to try first, in this order: dotted path -> value."""
     confirm: ConfirmConfig = ConfirmConfig()
+    control: Control = "dense"
+    """What is confirmed beside the leaders: ``dense`` is a model without experts, of the active FLOPs of the search's
+    best configuration."""
     run: RunConfig = RunConfig()
 
     def broken_rules(self) -> Iterator[tuple[str, str]]:
@@ -152,3 +163,15 @@ class StudyConfig(Section):
                 f"val_loss is nats per token, and a token is another piece of text under each value of {searched[0]}; "
                 "compare bits per byte: objective: val_bpb",
             )
+
+    @property
+    def num_finalists(self) -> int:
+        """Configurations that are confirmed, at most: the leaders, the first of ``enqueue``, the control."""
+        if self.confirm.top == 0:
+            return 0
+        return self.confirm.top + bool(self.enqueue) + (self.control == "dense")
+
+    @property
+    def num_confirm_runs(self) -> int:
+        """Runs of the confirmation, at most, if no learning rate takes more than three to bracket."""
+        return self.num_finalists * (self.confirm.seeds + (NUM_FIRST_RATES if self.confirm.lr_search else 0))

@@ -52,7 +52,7 @@ def recommended_section(results: StudyResults) -> Section | None:
         exported = choose(results, "best")
     except UnknownStudyError:
         return None
-    row = results.ranking.set_index("fingerprint").reindex([exported.config.fingerprint()]).iloc[0]
+    row = results.ranking.set_index("fingerprint").reindex([exported.fingerprint]).iloc[0]
     values = dict(zip(results.config.search, (row[path] for path in results.config.search), strict=True))
     blocks: list[Block] = [
         Facts(tuple((path, short_value(value)) for path, value in values.items())),

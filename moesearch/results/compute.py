@@ -56,6 +56,7 @@ def compute_spent(results: StudyResults) -> Compute:
     """The spending of a study, search and confirmation; groups without trials are left out."""
     trials, confirm = results.trials, results.confirm
     spendings = [_spending(group, trials[trials["outcome"].isin(outcomes)]) for group, outcomes in _GROUPS.items()]
+    spendings.append(_spending("learning rates", results.rates[results.rates["step"].notna()]))
     spendings.append(_spending("confirmation", confirm[confirm["step"].notna()]))
     pruned = trials[(trials["outcome"] == "pruned") & (trials["milestone"] > 0)]
     # Milestones are equal fractions of a trial's budget, so what is left costs what came before, pro rata.

@@ -16,10 +16,12 @@ import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
+from pydantic import ValidationError
 from sqlalchemy.engine import URL
 
 from moesearch.config.labels import config_label
 from moesearch.config.secrets import mask_url
+from moesearch.config.study import StudyConfig
 from moesearch.errors import StoreError
 from moesearch.results import records
 
@@ -222,7 +224,7 @@ def _overview(
         infeasible=infeasible,
         failed=void - infeasible,
         confirmed=sum(count for kind, count in confirm.items() if kind.state.is_finished()),
-        num_confirm_runs=confirm.total() or config["confirm"]["top"] * config["confirm"]["seeds"],
+        num_confirm_runs=confirm.total() or _planned_runs(config),
         is_confirmed=config["confirm"]["top"] == 0 or records.VERDICT in attrs,
         has_open_session=_has_open_session(attrs),
         best_number=None if best is None else best.number,
@@ -230,6 +232,13 @@ def _overview(
         best_value=None if best is None else best.value,
         running=tuple(running),
     )
+
+
+def _planned_runs(config: Mapping[str, Any]) -> int:
+    try:
+        return StudyConfig.model_validate(config).num_confirm_runs
+    except ValidationError:  # another version's; its runs are counted once they are there
+        return 0
 
 
 def _running(storage: RDBStorage, study_id: int, phase: TrialPhase, milestones: int) -> Iterator[RunningTrial]:

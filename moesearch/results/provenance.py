@@ -13,12 +13,14 @@ from typing import Any, Literal, assert_never
 from optuna.trial import FrozenTrial
 
 from moesearch.config.dumper import dump_yaml
+from moesearch.config.resolve import resolve
 from moesearch.config.shape import dense_inner_dim, expert_inner_dim, shared_inner_dim
 from moesearch.config.trial import MoEConfig, TrialConfig
 from moesearch.errors import UnknownStudyError
 from moesearch.results import records
 from moesearch.results.frames import as_utc, last_point, outcome_of
 from moesearch.results.study import StudyResults
+from moesearch.results.verdict import Candidate
 
 _ACTIVATIONS = {"relu": "ReLU", "relu_squared": "ReLU squared", "gelu": "GELU", "swiglu": "SwiGLU"}
 
@@ -33,6 +35,8 @@ class Exported:
     label: str
     config: TrialConfig
     trial: FrozenTrial | None
+    fingerprint: str
+    """As it was searched; its configuration may have a learning rate of its own since."""
 
 
 def choose(results: StudyResults, choice: Choice) -> Exported:
@@ -43,7 +47,8 @@ def choose(results: StudyResults, choice: Choice) -> Exported:
     """
     if choice == "base":
         config = results.config.base
-        return Exported(results.label_of(config), config, _trained(results, config.fingerprint()))
+        name = config.fingerprint()
+        return Exported(results.label_of(config), config, _trained(results, name), name)
     if choice == "best":
         best = results.verdict.best
         trial = None if best is None else _trained(results, best.fingerprint)
@@ -51,9 +56,12 @@ def choose(results: StudyResults, choice: Choice) -> Exported:
             raise UnknownStudyError(
                 f"study {results.name} has no finished trial yet, so none is best; --trial base exports its base"
             )
-        return Exported(best.label, TrialConfig.model_validate(trial.system_attrs[records.CONFIG]), trial)
+        config = TrialConfig.model_validate(trial.system_attrs[records.CONFIG])
+        if best.rate is not None:
+            config = resolve(config, {records.RATE_PARAM: best.rate.lr})
+        return Exported(best.label, config, trial, best.fingerprint)
     config = results.trial_config(choice)
-    return Exported(results.label_of(config), config, results.trial(choice))
+    return Exported(results.label_of(config), config, results.trial(choice), config.fingerprint())
 
 
 def export_yaml(results: StudyResults, choice: Choice = "best") -> str:
@@ -124,9 +132,10 @@ def transfer_limits(results: StudyResults, config: TrialConfig) -> list[str]:
     """What is known of carrying this configuration to a larger run, and what is not. A sentence each."""
     model, moe = config.model, config.moe
     hidden = config.expert_hidden_dim
+    best = results.verdict.best
     rate = (
         "The learning rate was searched at this size only."
-        if "optim.lr" in results.config.search
+        if records.RATE_PARAM in results.config.search or (best is not None and best.rate is not None)
         else f"All configurations were compared at one learning rate, {config.optim.lr:g}; an architecture can win by "
         "the rate it was compared at."
     )
@@ -148,7 +157,7 @@ def transfer_limits(results: StudyResults, config: TrialConfig) -> list[str]:
 def _result(results: StudyResults, exported: Exported) -> dict[str, Any]:
     """What was measured of it."""
     verdict = results.verdict
-    fingerprint = exported.config.fingerprint()
+    fingerprint = exported.fingerprint
     found: dict[str, Any] = {
         "verdict": verdict.sentence,
         "objective": results.config.objective,
@@ -171,6 +180,7 @@ def _result(results: StudyResults, exported: Exported) -> dict[str, Any]:
                 "num_seeds": candidate.num_seeds,
                 "seeds": [run.user_attrs.get(records.SEED) for run in runs],
                 "seed_deviation": verdict.seed_noise,
+                "learning_rate": _lr_record(candidate),
             }
     if verdict.test is not None and verdict.best is not None and verdict.best.fingerprint == fingerprint:
         found["test"] = {
@@ -179,6 +189,18 @@ def _result(results: StudyResults, exported: Exported) -> dict[str, Any]:
             "num_seeds": len(verdict.test.losses),
         }
     return found
+
+
+def _lr_record(candidate: Candidate) -> dict[str, Any] | None:
+    """How the learning rate was found; None if it was not searched for this configuration."""
+    if candidate.rate is None:
+        return None
+    rate = candidate.rate
+    return {
+        "confirmed_at": rate.lr,
+        "searched_at": rate.searched_lr,
+        "tried": {f"{lr:g}": loss for lr, loss in rate.tried},
+    }
 
 
 def _architecture(config: TrialConfig) -> dict[str, Any]:

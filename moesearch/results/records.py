@@ -34,6 +34,12 @@ Outcome = Literal["complete", "pruned", "violated", "diverged", "infeasible", "o
 FINISHED_OUTCOMES: tuple[Outcome, ...] = ("complete", "pruned", "violated")
 """The outcomes that count against num_trials."""
 
+# Parameters of a confirmation trial, beside the knobs.
+CONTROL = "control"
+"""``dense`` for the dense control, which has no knobs."""
+RATE_PARAM = "optim.lr"
+"""The learning rate, where the confirmation has searched it."""
+
 # System attributes of a trial.
 CONFIG = "moesearch:config"
 """Resolved TrialConfig as JSON values."""
@@ -44,6 +50,9 @@ FAMILY = "moesearch:family"
 CONTINUES = "moesearch:continues"
 """``number`` and ``milestone`` of the stopped trial that this record goes on with. It is the same trial, and counts as
 one: its fingerprint, replicate, seed and curve are inherited."""
+RATE = "moesearch:rate"
+"""Of a run before the confirmation, that tries a learning rate: ``finalist``, the fingerprint of the configuration as
+it was searched, and ``doublings`` of its learning rate, negative for halvings."""
 DEATHS = "moesearch:deaths"
 """``milestone`` and ``count``: how many workers died on this trial since that milestone."""
 

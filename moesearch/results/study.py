@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -20,19 +19,18 @@ from moesearch.config.study import Objective, StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import InfeasibleError, StoreError, UnknownStudyError
 from moesearch.results import records
+from moesearch.results.confirmation import confirm_runs
 from moesearch.results.frames import (
     as_utc,
     frame_of_curves,
     frame_of_trials,
-    knob_values,
-    last_point,
     lookup,
     outcome_of,
 )
 from moesearch.results.lookup import all_names, unknown_study
 from moesearch.results.ranking import configurations
 from moesearch.results.statistics import pooled_deviation
-from moesearch.results.verdict import Candidate, ConfirmRun, LeftOut, Unit, Verdict, decide
+from moesearch.results.verdict import Candidate, LeftOut, Unit, Verdict, decide
 
 Storage = BaseStorage
 """The store, under a name for those who only pass it on."""
@@ -65,6 +63,9 @@ class StudyResults:
     stored_verdict: Verdict | None
     search_trials: tuple[FrozenTrial, ...]
     confirm_trials: tuple[FrozenTrial, ...]
+    """The runs that the verdict rests on."""
+    rate_trials: tuple[FrozenTrial, ...] = ()
+    """The runs before them, that found each finalist's learning rate."""
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -78,6 +79,11 @@ class StudyResults:
     def confirm(self) -> pd.DataFrame:
         """The confirmation trials, as ``trials``."""
         return frame_of_trials(self.confirm_trials, tuple(self.config.search), self.config.objective)
+
+    @cached_property
+    def rates(self) -> pd.DataFrame:
+        """The runs that found learning rates, as ``trials``."""
+        return frame_of_trials(self.rate_trials, tuple(self.config.search), self.config.objective)
 
     @cached_property
     def ranking(self) -> pd.DataFrame:
@@ -132,7 +138,10 @@ class StudyResults:
     @property
     def is_running(self) -> bool:
         """Whether the store says that a trial is being trained. One whose worker was killed says so as well."""
-        return any(trial.state == TrialState.RUNNING for trial in (*self.search_trials, *self.confirm_trials))
+        return any(
+            trial.state == TrialState.RUNNING
+            for trial in (*self.search_trials, *self.rate_trials, *self.confirm_trials)
+        )
 
     @property
     def is_finished(self) -> bool:
@@ -143,8 +152,9 @@ class StudyResults:
     @property
     def wall_seconds(self) -> float:
         """Time in which at least one session of the command ran; a killed one counts until its last sign of life."""
-        trials = (*self.search_trials, *self.confirm_trials)
-        signs = [as_utc(moment) for trial in trials for moment in (trial.datetime_start, trial.datetime_complete)]
+        signs = [
+            as_utc(moment) for trial in self._all_trials for moment in (trial.datetime_start, trial.datetime_complete)
+        ]
         last_sign = max((sign for sign in signs if sign is not None), default=None)
         total, covered_until = 0.0, datetime.min.replace(tzinfo=UTC)
         for session in self.sessions:
@@ -153,6 +163,10 @@ class StudyResults:
             total += max(0.0, (end - start).total_seconds())
             covered_until = max(covered_until, end)
         return total
+
+    @property
+    def _all_trials(self) -> tuple[FrozenTrial, ...]:
+        return (*self.search_trials, *self.rate_trials, *self.confirm_trials)
 
     def trial(self, number: int) -> FrozenTrial:
         """The trial of the search with this number.
@@ -209,35 +223,9 @@ def read_study(storage: Storage, study_name: str) -> StudyResults:
         corpus=attrs.get(records.CORPUS_FACTS, {}),
         stored_verdict=None if verdict is None else Verdict.from_json(verdict),
         search_trials=tuple(storage.get_all_trials(study_id, deepcopy=False)),
-        confirm_trials=tuple(confirm_trials),
+        confirm_trials=tuple(trial for trial in confirm_trials if records.RATE not in trial.system_attrs),
+        rate_trials=tuple(trial for trial in confirm_trials if records.RATE in trial.system_attrs),
     )
-
-
-def confirm_runs(results: StudyResults) -> list[ConfirmRun]:
-    """The confirmation runs that ended, as ``decide`` takes them."""
-    complete = results.ranking[results.ranking["num_seeds"] > 0]
-    search_values = dict(zip(complete["fingerprint"], complete["value"], strict=True))
-    runs: list[ConfirmRun] = []
-    for trial in results.confirm_trials:
-        outcome = outcome_of(trial)
-        if outcome not in ("complete", "diverged"):
-            continue
-        point = last_point(trial)
-        params = knob_values(trial, tuple(results.config.search))
-        fingerprint = str(trial.user_attrs[records.FINGERPRINT])
-        runs.append(
-            ConfirmRun(
-                fingerprint,
-                label=config_label(params),
-                params=params,
-                seed_index=int(trial.user_attrs[records.REPLICATE]),
-                val_loss=float(point[results.config.objective]) if outcome == "complete" else math.nan,
-                search_value=search_values.get(fingerprint),
-                is_baseline=fingerprint == results.baseline_fingerprint,
-                block_losses=tuple(point.get("val_block_losses", ())) if outcome == "complete" else (),
-            )
-        )
-    return runs
 
 
 def _unconfirmed(results: StudyResults, left_out: tuple[LeftOut, ...]) -> Verdict:

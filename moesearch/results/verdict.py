@@ -28,6 +28,7 @@ from typing import Any, Literal, Self
 import numpy as np
 
 from moesearch.results import wording
+from moesearch.results.runs import ConfirmRun, Rate
 from moesearch.results.statistics import (
     Table,
     detectable_difference,
@@ -45,21 +46,6 @@ Conclusion = Literal["winner", "no_difference", "alone", "unconfirmed", "nothing
 
 
 @dataclass(frozen=True)
-class ConfirmRun:
-    """One confirmation run that ended; ``val_loss`` is in the study's unit, NaN or infinite where it diverged."""
-
-    fingerprint: str
-    label: str
-    params: Mapping[str, Any]
-    seed_index: int
-    val_loss: float
-    search_value: float | None = None
-    """Objective in the search, by which the configuration was chosen; None if it was not searched."""
-    is_baseline: bool = False
-    block_losses: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
 class Candidate:
     """A configuration and what its runs gave, in the unit of the verdict."""
 
@@ -73,6 +59,8 @@ class Candidate:
     """Ends of the confidence interval of the mean over training seeds, from the pooled noise; None for one seed."""
     search_value: float | None
     is_baseline: bool = False
+    is_control: bool = False
+    rate: Rate | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +83,7 @@ class Comparison:
     """Blocks of the validation text on which the best one's mean over seeds is lower, per byte; no evidence of its own.
     """
     num_blocks: int | None
+    is_control: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,10 +158,17 @@ class Verdict:
 
     @property
     def flattery(self) -> float | None:
-        """The winner's-curse gap of the best one: search value minus confirmed mean, negative if luck flattered it."""
-        if self.best is None or self.best.search_value is None or self.conclusion in ("unconfirmed", "nothing"):
+        """The winner's-curse gap of the best one: search value minus what fresh seeds give at the same learning rate.
+
+        Negative if luck flattered it; None where there is no such pair.
+        """
+        best = self.best
+        if best is None or best.search_value is None or self.conclusion in ("unconfirmed", "nothing"):
             return None
-        return self.best.search_value - self.best.mean
+        if best.rate is None or best.rate.lr == best.rate.searched_lr:
+            return best.search_value - best.mean
+        fresh = best.rate.loss_at_searched_lr
+        return None if fresh is None else best.search_value - fresh
 
     @property
     def sentence(self) -> str:
@@ -189,7 +185,7 @@ class Verdict:
         return cls(
             **{
                 **values,
-                "ranking": tuple(Candidate(**candidate) for candidate in values["ranking"]),
+                "ranking": tuple(map(_candidate, values["ranking"])),
                 "comparisons": tuple(Comparison(**comparison) for comparison in values["comparisons"]),
                 "left_out": tuple(LeftOut(**left_out) for left_out in values["left_out"]),
                 "test": None
@@ -197,6 +193,11 @@ class Verdict:
                 else OpenedTest(tuple(test["losses"]), tuple(test["bits_per_byte"]), test["opened_at"]),
             }
         )
+
+
+def _candidate(values: Mapping[str, Any]) -> Candidate:
+    rate = values.get("rate")
+    return Candidate(**{**values, "rate": None if rate is None else Rate.from_json(rate)})
 
 
 def decide(
@@ -292,6 +293,8 @@ def _rank(by_config: Mapping[str, Sequence[ConfirmRun]], losses: Table, confiden
             high=None if margin is None else _mean(runs) + margin,
             search_value=runs[0].search_value,
             is_baseline=runs[0].is_baseline,
+            is_control=runs[0].is_control,
+            rate=runs[0].rate,
         )
         for fingerprint, runs in by_config.items()
     )
@@ -329,6 +332,7 @@ def _compare(by_config: Mapping[str, Sequence[ConfirmRun]], losses: Table, confi
                 is_shown=goes_on,
                 blocks_ahead=None if blocks is None else int((blocks[0] < blocks[index]).sum()),
                 num_blocks=None if blocks is None else blocks.shape[1],
+                is_control=first_runs[index].is_control,
             )
         )
     return tuple(reversed(comparisons))

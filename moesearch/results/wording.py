@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, assert_never
 
@@ -60,10 +60,14 @@ def details(verdict: Verdict) -> tuple[str, ...]:
     if (flattery := verdict.flattery) is not None:
         among = "" if verdict.num_searched is None else f", picked from {verdict.num_searched:,} configurations tried,"
         side = "lower" if flattery < 0 else "higher"
+        rate = None if verdict.best is None else verdict.best.rate
+        fresh = "its mean on fresh seeds"
+        if rate is not None and rate.lr != rate.searched_lr:
+            fresh = f"on a fresh seed at the same learning rate, {rate.searched_lr:g}"
         facts.append(
-            f"Winner's curse: its search value{among} was {amount(verdict, abs(flattery))} {side} than its mean on "
-            "fresh seeds."
+            f"Winner's curse: its search value{among} was {amount(verdict, abs(flattery))} {side} than {fresh}."
         )
+    facts.extend(_rates(verdict.ranking))
     if verdict.seed_noise is not None:
         noise = amount(verdict, verdict.seed_noise)
         text = f"Seed noise: the loss of one configuration varies by {noise} (standard deviation)"
@@ -88,6 +92,22 @@ def details(verdict: Verdict) -> tuple[str, ...]:
     return tuple(facts)
 
 
+def _rates(ranking: Sequence[Candidate]) -> Iterator[str]:
+    """Which learning rate each configuration was confirmed at."""
+    found = [(candidate.label, candidate.rate) for candidate in ranking if candidate.rate is not None]
+    if found:
+        tries = [len(rate.tried) for _, rate in found]
+        count = f"{min(tries)}" if min(tries) == max(tries) else f"{min(tries)} to {max(tries)}"
+        each = joined([f"{rate.lr:g} for {label}" for label, rate in found])
+        yield (
+            f"Learning rates: each configuration was confirmed at the best of {count} that it tried on a seed apart, "
+            f"{each}."
+        )
+    for label, rate in found:
+        if rate.lr in (rate.tried[0][0], rate.tried[-1][0]):
+            yield f"The learning rate of {label} is at the end of those tried: a better one may lie beyond."
+
+
 def _interval(verdict: Verdict, low: float | None, high: float | None, kind: str = "") -> str:
     if low is None or high is None:
         return ""
@@ -108,18 +128,17 @@ def _unconfirmed(verdict: Verdict, best: Candidate) -> str:
 def _winner(verdict: Verdict, best: Candidate, runner_up: Comparison) -> str:
     name = f"{runner_up.label} (the baseline)" if runner_up.is_baseline else runner_up.label
     others = "" if len(verdict.comparisons) == 1 else f"the runner-up, {name}"
+    lead = f"{amount(verdict, runner_up.difference)} ({percent(runner_up.percent)})"
     return (
-        f"{best.label} is best: {amount(verdict, best.mean)}, {amount(verdict, runner_up.difference)} "
-        f"({percent(runner_up.percent)}) below "
-        f"{others or name}, at {verdict.confidence * 100:g} % confidence ({verdict.num_seeds} fresh seeds each, paired"
-        f"{', Holm-corrected' if others else ''})."
-        f"{_baseline(verdict, runner_up)}"
+        f"{_subject(best)} is best: {amount(verdict, best.mean)}, {lead} below {others or name}, at "
+        f"{verdict.confidence * 100:g} % confidence ({verdict.num_seeds} fresh seeds each, paired"
+        f"{', Holm-corrected' if others else ''}).{_against(verdict, runner_up)}"
     )
 
 
 def _no_difference(verdict: Verdict, best: Candidate, runner_up: Comparison) -> str:
     text = (
-        f"No difference was shown between the leaders {joined(verdict.leaders)}. {best.label} has the lowest mean, "
+        f"No difference was shown between the leaders {joined(verdict.leaders)}. {_subject(best)} has the lowest mean, "
         f"{amount(verdict, best.mean)}, {amount(verdict, runner_up.difference)} ({percent(runner_up.percent)}) below "
         f"{runner_up.label}"
         f"{_interval(verdict, runner_up.low, runner_up.high, ', Holm-corrected,')}. "
@@ -130,15 +149,24 @@ def _no_difference(verdict: Verdict, best: Candidate, runner_up: Comparison) -> 
         more = verdict.seeds_needed - verdict.num_seeds
         seeds = "seed" if more == 1 else "seeds"
         text += f"If they truly differ by that much, {more} more {seeds} each could show it (now {verdict.num_seeds})."
-    return text + _baseline(verdict, runner_up)
+    return text + _against(verdict, runner_up)
 
 
-def _baseline(verdict: Verdict, already_said: Comparison) -> str:
-    """What was shown against the baseline, unless the runner-up is the baseline."""
+def _subject(best: Candidate) -> str:
+    """The best one's name at the start of a sentence."""
+    return best.label[:1].upper() + best.label[1:] if best.is_control else best.label
+
+
+def _against(verdict: Verdict, already_said: Comparison) -> str:
+    """What was shown against the baseline and the dense control, unless it has been said of the runner-up."""
+    text = ""
     for other in verdict.comparisons:
-        if other.is_baseline and other is not already_said:
-            lead = f"{amount(verdict, other.difference)} ({percent(other.percent)})"
-            if other.is_shown:
-                return f" It beats the baseline, {other.label}, by {lead}."
-            return f" Its lead of {lead} over the baseline, {other.label}, is not shown either."
-    return ""
+        if other is already_said or not (other.is_baseline or other.is_control):
+            continue
+        name = f"the baseline, {other.label}," if other.is_baseline else f"{other.label} of equal active FLOPs"
+        lead = f"{amount(verdict, other.difference)} ({percent(other.percent)})"
+        if other.is_shown:
+            text += f" It beats {name} by {lead}."
+        else:
+            text += f" Its lead of {lead} over {name} is not shown either."
+    return text

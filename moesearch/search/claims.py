@@ -20,13 +20,15 @@ from typing import Any, Self
 import optuna
 import psutil
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import RDBStorage, fail_stale_trials
+from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
 
+from moesearch.config.trial import TrialConfig
 from moesearch.errors import LostTrialError
 from moesearch.results.continuations import counts, is_continuation, is_void, key_of
-from moesearch.results.records import CONTINUES, DEATHS, FAMILY, OUTCOME, REASON, WORKER
-from moesearch.search.families import Family, is_of
+from moesearch.results.records import CONFIG, CONTINUES, DEATHS, FAMILY, OUTCOME, REASON, WORKER
+from moesearch.search.families import Family, family_of, is_of
+from moesearch.search.memory import Store
 from moesearch.search.pruning import halving_in
 from moesearch.search.storage import locks_all_workers
 
@@ -59,7 +61,12 @@ def fixed_params(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _is_waiting_in(family: Family | None, trial: FrozenTrial) -> bool:
-    return trial.state is TrialState.WAITING and (family is None or is_of(fixed_params(trial), family))
+    if trial.state is not TrialState.WAITING or family is None:
+        return trial.state is TrialState.WAITING
+    # A trial that was planned, or begun, is known in every field.
+    config = trial.system_attrs.get(CONFIG)
+    known = fixed_params(trial) if config is None else family_of(TrialConfig.model_validate(config), tuple(family))
+    return is_of(known, family)
 
 
 @contextmanager
@@ -80,7 +87,7 @@ class Claims:
     """
 
     study: optuna.Study
-    storage: RDBStorage
+    storage: Store
     lock: AbstractContextManager[object]
     worker: str
     num_trials: int | None
@@ -281,7 +288,7 @@ def deaths_with_this_one(trial: FrozenTrial) -> dict[str, Any]:
 class Heartbeat:
     """Signs of life for the trials that this process works on, from a thread of its own."""
 
-    def __init__(self, storage: RDBStorage) -> None:
+    def __init__(self, storage: Store) -> None:
         self._storage = storage
         self._trial_ids: frozenset[int] = frozenset()
         self._stop = threading.Event()

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from moesearch.config.resolve import is_lane_field
+from moesearch.config.resolve import field_names, is_lane_field, value_of
 from moesearch.config.space import num_values
 from moesearch.config.study import StudyConfig
+from moesearch.config.trial import TrialConfig
 
 Family = Mapping[str, object]
-"""The values of a study's shape knobs: dotted path -> value."""
+"""The values of the fields that tell families apart: dotted path -> value."""
 
 _DERIVE_WIDTHS = {"moe.iso_flops", "moe.every"}
 """Fields under which the width of a layer depends on ``top_k``."""
@@ -28,6 +29,12 @@ def shape_knobs(study: StudyConfig) -> tuple[str, ...]:
     base = study.base.moe
     is_width_derived = base.iso_flops or base.every > 1 or not study.search.keys().isdisjoint(_DERIVE_WIDTHS)
     return tuple(path for path in study.search if not is_lane_field(path) or (path == "moe.top_k" and is_width_derived))
+
+
+def shape_fields(study: StudyConfig) -> tuple[str, ...]:
+    """Every field that tells the families of planned runs apart: the dense control is no point of the search."""
+    fields = [path for path in field_names() if not is_lane_field(path)]
+    return (*fields, *(path for path in shape_knobs(study) if path not in fields))
 
 
 def num_families(study: StudyConfig) -> int | None:
@@ -46,11 +53,17 @@ def is_of(params: Mapping[str, object], family: Family) -> bool:
     return all(path in params and params[path] == value for path, value in family.items())
 
 
+def family_of(config: TrialConfig, fields: tuple[str, ...]) -> Family:
+    """The family of a trial, told by these fields."""
+    return {path: value_of(config, path) for path in fields}
+
+
 @dataclass
 class Visit:
     """A worker's stay with one family, from empty lanes to empty lanes."""
 
-    shape_knobs: tuple[str, ...]
+    fields: tuple[str, ...]
+    """That tell families apart."""
     num_lanes: int
     is_over: bool = False
     """Whether the lanes must drain, since a trial of another family is next."""
@@ -63,9 +76,9 @@ class Visit:
         """The family of the next trial; None leaves the choice free."""
         return None if self._num_trials >= TRIALS_PER_LANE * self.num_lanes else self._family
 
-    def admits(self, params: Mapping[str, object]) -> bool:
+    def admits(self, config: TrialConfig) -> bool:
         """Count a trial in if it can train beside the others; the visit is over if it cannot."""
-        family = {path: params[path] for path in self.shape_knobs}
+        family = family_of(config, self.fields)
         if self._family is not None and family != self._family:
             self.is_over = True
             return False

@@ -94,7 +94,7 @@ class Plan:
     max_memory_bytes: int
     """Over the feasible points; the base's where they are not listed."""
     num_confirm_runs: int
-    """At most."""
+    """At most, if no learning rate takes more than three of them to bracket."""
     confirm_flops: float
 
     def to_json(self) -> dict[str, Any]:
@@ -117,9 +117,6 @@ def plan(config: StudyConfig) -> Plan:
     flops = [_cost(trial, sizes).flops for trial, sizes in trials]
     device_type: Literal["cpu", "cuda"] = "cuda" if config.run.device.startswith("cuda") else "cpu"
     memory = [peak_memory_bytes(trial, sizes.vocab_size, device_type=device_type) for trial, sizes in trials]
-    # The baseline is confirmed beside the leaders, unless it is one of them.
-    num_confirmed = config.confirm.top + (1 if config.enqueue else 0) if config.confirm.top else 0
-    num_confirm_runs = num_confirmed * config.confirm.seeds
     return Plan(
         study=config.name,
         objective=config.objective,
@@ -151,8 +148,8 @@ def plan(config: StudyConfig) -> Plan:
         memory_bytes=peak_memory_bytes(base, text.vocab_size, device_type=device_type),
         min_memory_bytes=min(memory),
         max_memory_bytes=max(memory),
-        num_confirm_runs=num_confirm_runs,
-        confirm_flops=num_confirm_runs * fmean(flops),
+        num_confirm_runs=config.num_confirm_runs,
+        confirm_flops=config.num_confirm_runs * fmean(flops),
     )
 
 

@@ -35,7 +35,7 @@ from moesearch.results.records import (
     VOCAB_SIZE,
 )
 from moesearch.search.claims import Claims, requeue_stale, worker_name
-from moesearch.search.confirm import plan_confirmation
+from moesearch.search.confirm import plan_confirmation, queue_due_runs
 from moesearch.search.order import ERROR_MARK, WorkOrder
 from moesearch.search.storage import open_storage, store_lock
 from moesearch.search.study import join_study
@@ -101,7 +101,14 @@ def work(order: WorkOrder, stop: threading.Event) -> None:
     confirm = None if stop.is_set() or not claims.is_over() else plan_confirmation(config, storage)
     if confirm is not None:
         view = RunView(tracker, config.name, "confirm", corpus)
-        job = Job(config, _claims(storage, confirm, None), view, facts, keeps_checkpoints=True)
+        job = Job(
+            config,
+            _claims(storage, confirm, None),
+            view,
+            facts,
+            keeps_checkpoints=True,
+            queue_more=lambda: queue_due_runs(config, storage, confirm),
+        )
         run_worker(job, trainer, DiskCheckpoints(order.confirm_checkpoints), stop)
 
 

@@ -26,6 +26,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from moesearch.config.secrets import mask_url
 from moesearch.errors import StoreError
 from moesearch.locks import ServerLock
+from moesearch.search.memory import MemoryStorage, Store
 
 SQLITE_TIMEOUT_SECONDS = 60
 POOL_SIZE = 2
@@ -108,9 +109,9 @@ def store_lock(storage: RDBStorage, purpose: Purpose = "lock") -> AbstractContex
     return FileLock(_lock_file(storage.engine.url, purpose))
 
 
-def locks_all_workers(storage: RDBStorage) -> bool:
+def locks_all_workers(storage: Store) -> bool:
     """Whether ``store_lock`` holds for all workers that a store can have: SQLite's are on one host."""
-    return storage.engine.dialect.name in ("sqlite", "postgresql")
+    return isinstance(storage, MemoryStorage) or storage.engine.dialect.name in ("sqlite", "postgresql")
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from moesearch.search.pruning import make_pruner
 from moesearch.search.storage import store_lock
 from moesearch.search.suggest import make_sampler
 
-MAY_CHANGE = ("num_trials", "run", "confirm")
+MAY_CHANGE = ("num_trials", "run", "confirm", "control")
 """Parts of a study file that may change between runs: they decide how much is done, not what is compared."""
 
 

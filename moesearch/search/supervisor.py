@@ -270,6 +270,7 @@ def open_test_split(order: WorkOrder, keys: Sequence[str]) -> OpenedTest | None:
         capture_output=True,
         text=True,
         check=False,
+        env=Placement("cpu", (), 1, threads=available_cores()).environment(0),  # the workers have left
     )
     if done.returncode:
         raise MoesearchError(f"the test split could not be evaluated:\n{done.stderr.strip()}")

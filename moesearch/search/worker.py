@@ -22,7 +22,7 @@ from moesearch.results.records import EVAL_SECONDS, FINGERPRINT, MILESTONE_PREFI
 from moesearch.search.assignments import Assignment, checkpoint_key, finish, next_assignment, objective_value
 from moesearch.search.claims import Claims, Heartbeat, fenced
 from moesearch.search.crowd import Crowd
-from moesearch.search.families import Visit, shape_knobs
+from moesearch.search.families import Visit, shape_fields, shape_knobs
 from moesearch.search.progress import hopeless
 from moesearch.search.pruning import halving_in, should_prune
 from moesearch.search.seams import Checkpoint, Checkpoints, Trainer
@@ -45,6 +45,8 @@ class Job:
     """User attributes of a trial that follow from its configuration: parameters, FLOPs."""
     keeps_checkpoints: bool = False
     """Whether the trained models outlive their trials, for the test split."""
+    queue_more: Callable[[], bool] | None = None
+    """Queues the runs that have become due, and says whether there were any; None where the sampler proposes."""
     checkpoint_share: float = 0.02
     """Part of the time that may go to writing checkpoints; those at the end of a trial come on top."""
 
@@ -94,7 +96,9 @@ class _Worker:
         self.visit = self._new_visit()
 
     def _new_visit(self) -> Visit:
-        return Visit(shape_knobs(self.job.config), self.crowd.max_lanes)
+        # A planned run may differ from the next in any field.
+        fields = shape_knobs(self.job.config) if self.job.queue_more is None else shape_fields(self.job.config)
+        return Visit(fields, self.crowd.max_lanes)
 
     def fill_free_lanes(self) -> None:
         for lane in self.trainer.free_lanes:
@@ -112,14 +116,21 @@ class _Worker:
         if self.visit.is_over or hopeless(self.study.get_trials(deepcopy=False)):
             return None
         assignment = next_assignment(self.claims, self.job.config, self.visit.wanted)
-        if assignment is not None and not self.visit.admits(assignment.trial.params):
+        if assignment is None and self._queues_more():
+            assignment = next_assignment(self.claims, self.job.config, self.visit.wanted)
+        if assignment is not None and not self.visit.admits(assignment.config):
             with suppress(LostTrialError):
                 self.claims.give_back(assignment.trial)  # it is first in the queue, for whoever has empty lanes first
             return None
         return assignment
 
+    def _queues_more(self) -> bool:
+        return self.job.queue_more is not None and self.job.queue_more()
+
     def is_over(self) -> bool:
-        return self.claims.is_over() or hopeless(self.study.get_trials(deepcopy=False)) is not None
+        if hopeless(self.study.get_trials(deepcopy=False)) is not None:
+            return True
+        return self.claims.is_over() and not self._queues_more()
 
     def _begin(self, lane: int, assignment: Assignment) -> None:
         trial = assignment.trial

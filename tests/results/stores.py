@@ -22,7 +22,8 @@ from moesearch.config.trial import TrialConfig
 from moesearch.errors import InfeasibleError
 from moesearch.model import cost
 from moesearch.results import records
-from moesearch.results.study import confirm_runs, read_study
+from moesearch.results.confirmation import confirm_runs
+from moesearch.results.study import read_study
 from moesearch.results.verdict import OpenedTest, decide
 from moesearch.training.points import EvalPoint, LayerHealth, RouterHealth
 

@@ -3,8 +3,9 @@ from optuna.storages import InMemoryStorage
 
 from moesearch.errors import StoreError, UnknownStudyError
 from moesearch.results import records
+from moesearch.results.confirmation import confirm_runs
 from moesearch.results.ranking import configurations
-from moesearch.results.study import confirm_runs, read_study
+from moesearch.results.study import read_study
 from tests.results.stores import BASE_PARAMS, LEADERS, STARTED, StoreBuilder, finished_study, study_config
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from moesearch.results.verdict import ConfirmRun, OpenedTest, Verdict, decide
+from moesearch.results.runs import ConfirmRun
+from moesearch.results.verdict import OpenedTest, Verdict, decide
 
 
 def planted(losses: npt.ArrayLike, baseline: int | None = None, blocks: bool = False) -> list[ConfirmRun]:

@@ -20,6 +20,7 @@ from optuna.storages import RDBStorage
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.search.claims import Claims, requeue_stale, worker_name
+from moesearch.search.confirm import queue_due_runs
 from moesearch.search.storage import open_storage, store_lock
 from moesearch.search.study import join_study, open_study
 from moesearch.search.view import RunView, Tracker
@@ -42,6 +43,7 @@ def study_config(**changes: Any) -> StudyConfig:
             "moe.noise": {"type": "categorical", "choices": [True, False]},
         },
         "confirm": {"top": 0},
+        "control": "none",
     }
     return StudyConfig.model_validate({**values, **changes})
 
@@ -211,12 +213,14 @@ def new_job(
         num_trials=config.num_trials if study is None else None,
     )
     view = RunView(tracker, config.name, "search", ("text", "00" * 32))
+    confirm = study
     return Job(
         config,
         claims,
         view,
         facts=lambda _: {"total_params": 1},
         keeps_checkpoints=keeps_checkpoints,
+        queue_more=None if confirm is None else lambda: queue_due_runs(config, storage, confirm),
         checkpoint_share=math.inf,  # milestones take no time here, and each shall have its checkpoint
     )
 

@@ -21,7 +21,7 @@ from tests.search.stand_ins import TableTrainer, begin, storage_in, study_config
 pytestmark = pytest.mark.usefixtures("every_store")
 
 BASELINE = {"moe.num_experts": 4, "moe.top_k": 4, "moe.noise": True}  # the worst point of the table
-CONFIG_OF_STUDY = study_config(num_trials=10, enqueue=(BASELINE,), confirm={"top": 3, "seeds": 2})
+CONFIG_OF_STUDY = study_config(num_trials=10, enqueue=(BASELINE,), confirm={"top": 3, "seeds": 2, "lr_search": False})
 
 
 @cache
@@ -78,7 +78,7 @@ def test_a_baseline_among_the_leaders_is_not_trained_twice(tmp_path: Path) -> No
     config = study_config(
         num_trials=10,
         enqueue=({"moe.num_experts": 8, "moe.top_k": 1, "moe.noise": False},),  # the best point of the table
-        confirm={"top": 3, "seeds": 2},
+        confirm={"top": 3, "seeds": 2, "lr_search": False},
     )
     _searched(tmp_path, config)
     assert len(_confirm(tmp_path, config)) == 6

@@ -13,6 +13,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from moesearch.config.resolve import resolve
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.results.continuations import is_finished
@@ -71,21 +72,25 @@ def test_a_study_of_two_families_covers_its_points_and_never_mixes_them(num_lane
     assert len(_points(study)) == 8
 
 
+def _of_width(width: int) -> TrialConfig:
+    return resolve(TrialConfig(), {"model.width": width})
+
+
 def test_a_family_has_two_trials_per_lane_before_another_may_be_chosen() -> None:
     visit = Visit(("model.width",), num_lanes=2)
     wanted = []
     for _ in range(6):
         wanted.append(visit.wanted)
-        assert visit.admits({"model.width": 16, "moe.top_k": 1})
+        assert visit.admits(_of_width(16))
     width_16 = {"model.width": 16}
     assert wanted == [None, width_16, width_16, width_16, None, width_16]
 
 
 def test_a_trial_of_another_family_ends_a_visit() -> None:
     visit = Visit(("model.width",), num_lanes=2)
-    assert visit.admits({"model.width": 16})
+    assert visit.admits(_of_width(16))
     assert not visit.is_over
-    assert not visit.admits({"model.width": 32})
+    assert not visit.admits(_of_width(32))
     assert visit.is_over
 
 
