@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from moesearch.config.confirm_runs import num_confirm_runs
 from moesearch.config.knobs import Choice, Knob
 from moesearch.config.section import WHOLE, Section
 from moesearch.config.trial import TrialConfig
@@ -16,8 +17,6 @@ Objective = Literal["val_loss", "val_bpb"]
 TOKENIZER_FIELDS = ("data.tokenizer", "data.vocab_size")
 """Fields that decide which piece of text a token is."""
 MAX_CONFIRM_SEEDS = 100
-NUM_FIRST_RATES = 3
-"""Learning rates that each finalist tries at least."""
 MAX_LANES = 64
 """More trials than this in flight would leave a sampler nothing to learn from."""
 
@@ -165,13 +164,12 @@ class StudyConfig(Section):
             )
 
     @property
-    def num_finalists(self) -> int:
-        """Configurations that are confirmed, at most: the leaders, the first of ``enqueue``, the control."""
-        if self.confirm.top == 0:
-            return 0
-        return self.confirm.top + bool(self.enqueue) + (self.control == "dense")
-
-    @property
     def num_confirm_runs(self) -> int:
-        """Runs of the confirmation, at most, if no learning rate takes more than three to bracket."""
-        return self.num_finalists * (self.confirm.seeds + (NUM_FIRST_RATES if self.confirm.lr_search else 0))
+        """Runs of the confirmation, at most."""
+        return num_confirm_runs(
+            top=self.confirm.top,
+            seeds=self.confirm.seeds,
+            lr_search=self.confirm.lr_search,
+            has_baseline=bool(self.enqueue),
+            has_control=self.control == "dense",
+        )

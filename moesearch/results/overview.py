@@ -16,12 +16,11 @@ import optuna
 import sqlalchemy
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from pydantic import ValidationError
 from sqlalchemy.engine import URL
 
+from moesearch.config.confirm_runs import num_confirm_runs
 from moesearch.config.labels import config_label
 from moesearch.config.secrets import mask_url
-from moesearch.config.study import StudyConfig
 from moesearch.errors import StoreError
 from moesearch.results import records
 
@@ -235,10 +234,14 @@ def _overview(
 
 
 def _planned_runs(config: Mapping[str, Any]) -> int:
-    try:
-        return StudyConfig.model_validate(config).num_confirm_runs
-    except ValidationError:  # another version's; its runs are counted once they are there
-        return 0
+    confirm = config["confirm"]
+    return num_confirm_runs(
+        top=confirm["top"],
+        seeds=confirm["seeds"],
+        lr_search=confirm.get("lr_search", False),
+        has_baseline=bool(config["enqueue"]),
+        has_control=config.get("control") == "dense",
+    )
 
 
 def _running(storage: RDBStorage, study_id: int, phase: TrialPhase, milestones: int) -> Iterator[RunningTrial]:

@@ -76,9 +76,9 @@ def test_the_sampler_says_whether_it_covers_the_space() -> None:
     assert "TPE" in plan(study_config(num_trials=9)).sampler
 
 
-def test_the_baseline_counts_among_the_runs_to_confirm() -> None:
+def test_the_baseline_and_three_learning_rates_each_count_among_the_runs_to_confirm() -> None:
     queued = ({"moe.num_experts": 4, "moe.top_k": 1, "moe.noise": True},)
-    assert plan(study_config(confirm={"top": 3, "seeds": 2}, enqueue=queued)).num_confirm_runs == 8
+    assert plan(study_config(confirm={"top": 3, "seeds": 2}, enqueue=queued)).num_confirm_runs == (3 + 1) * (2 + 3)
     assert plan(study_config(confirm={"top": 0})).num_confirm_runs == 0
 
 

@@ -1,0 +1,16 @@
+"""How many runs a confirmation has. Imports nothing, so that a quick look at a store need not wait for pydantic."""
+
+from __future__ import annotations
+
+NUM_FIRST_RATES = 3
+"""Learning rates that each finalist tries at least."""
+
+
+def num_confirm_runs(*, top: int, seeds: int, lr_search: bool, has_baseline: bool, has_control: bool) -> int:
+    """Runs at most, if no learning rate takes more than ``NUM_FIRST_RATES`` of them to bracket.
+
+    Finalists are the leaders, the first configuration of ``enqueue`` if there is one, and the control.
+    """
+    if top == 0:
+        return 0
+    return (top + has_baseline + has_control) * (seeds + (NUM_FIRST_RATES if lr_search else 0))
