@@ -57,8 +57,10 @@ def choose(results: StudyResults, choice: Choice) -> Exported:
                 f"study {results.name} has no finished trial yet, so none is best; --trial base exports its base"
             )
         config = TrialConfig.model_validate(trial.system_attrs[records.CONFIG])
+        changes: dict[str, object] = {"budget.milestones": results.config.base.budget.milestones}
         if best.rate is not None:
-            config = resolve(config, {records.RATE_PARAM: best.rate.lr})
+            changes[records.RATE_PARAM] = best.rate.lr
+        config = resolve(config, changes)
         return Exported(best.label, config, trial, best.fingerprint)
     config = results.trial_config(choice)
     return Exported(results.label_of(config), config, results.trial(choice), config.fingerprint())

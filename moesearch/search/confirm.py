@@ -138,7 +138,7 @@ def _rate_run(finalist: Finalist, doublings: int, config: StudyConfig) -> Frozen
     rate = rate_at(finalist.config, doublings)
     resolved = resolve(
         finalist.config,
-        {RATE_PARAM: rate},
+        {RATE_PARAM: rate, **_milestones(finalist)},
         seed=derive_seed(config.sampler.seed, f"rate {finalist.fingerprint}", 0),
         order_seed=derive_seed(config.sampler.seed, "rate order", 0),
     )
@@ -153,11 +153,19 @@ def _confirmation(finalist: Finalist, index: int, config: StudyConfig, rate: flo
     """
     resolved = resolve(
         finalist.config,
-        {} if rate is None else {RATE_PARAM: rate},
+        {RATE_PARAM: finalist.config.optim.lr if rate is None else rate, **_milestones(finalist)},
         seed=derive_seed(config.sampler.seed, f"confirm {finalist.fingerprint}", index),
         order_seed=derive_seed(config.sampler.seed, "confirm order", index),
     )
     return _waiting(finalist, resolved, finalist.fingerprint, index, {})
+
+
+def _milestones(finalist: Finalist) -> dict[str, int]:
+    """Nobody stops these runs, and the last loss alone decides: they are evaluated a fifth as often as in the search.
+
+    On the way, a milestone is where a killed run goes on from.
+    """
+    return {"budget.milestones": max(1, finalist.config.budget.milestones // 5)}
 
 
 def _waiting(

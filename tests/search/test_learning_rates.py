@@ -173,3 +173,8 @@ def test_the_verdict_knows_the_control_and_the_learning_rates(tmp_path: Path) ->
     assert best.rate.lr == 4e-3
     assert [lr for lr, _ in best.rate.tried] == [5e-4, 1e-3, 2e-3, 4e-3, 8e-3]
     assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
+
+
+def test_runs_that_nobody_stops_are_evaluated_a_fifth_as_often(tmp_path: Path) -> None:
+    trials = _confirmed(tmp_path)
+    assert {trial.system_attrs[CONFIG]["budget"]["milestones"] for trial in trials} == {1}
