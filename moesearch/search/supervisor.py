@@ -32,6 +32,7 @@ from moesearch.results.verdict import OpenedTest, Verdict
 from moesearch.search.claims import Claims, requeue_stale, worker_name
 from moesearch.search.confirm import new_opening, plan_confirmation, settle_verdict
 from moesearch.search.crew import Workers
+from moesearch.search.machine import Placement, available_cores
 from moesearch.search.order import WorkOrder
 from moesearch.search.progress import Progress, hopeless
 from moesearch.search.storage import closing_store, open_storage, store_lock
