@@ -185,15 +185,15 @@ def _column_keys(words: int, device: torch.device) -> Tensor:
 
 def _hash32(index: Tensor, keys: Tensor) -> Tensor:
     """Hash int32 indices under keys (…, 2) int32: the first word enters before the scrambling, the second within."""
-    return _scramble((index * _signed(_GOLDEN_32, 32)) ^ keys[..., 0], keys[..., 1])
+    return _scramble((index * _word(_GOLDEN_32)) ^ keys[..., 0], keys[..., 1])
 
 
 def _scramble(x: Tensor, key: Tensor | None = None) -> Tensor:
     """The rounds of lowbias32 that follow a first one, on int32 in place; ``x`` must already be well spread."""
     for multiplier in _LOWBIAS:
-        x *= _signed(multiplier, 32)
+        x *= _word(multiplier)
         # The mask makes the shift a logical one: it takes the copies of the sign away.
-        x ^= (x >> 16).bitwise_and_(0xFFFF)
+        x ^= (x >> _word(16)).bitwise_and_(_word(0xFFFF))
         if key is not None:
             x, key = x.add_(key), None
     return x
@@ -204,6 +204,13 @@ def _mix64(x: Tensor) -> Tensor:
     for shift, multiplier in _SPLITMIX:
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * _signed(multiplier, 64)
     return x ^ ((x >> 31) & ((1 << 33) - 1))
+
+
+@lru_cache(maxsize=16)
+def _word(value: int) -> Tensor:
+    """A 32-bit constant as a tensor: with a plain number, torch makes and converts one in each operation."""
+    with torch.inference_mode(False):
+        return torch.tensor(_signed(value, 32), dtype=torch.int32)
 
 
 def _signed(value: int, bits: int) -> int:

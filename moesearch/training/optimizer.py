@@ -59,64 +59,53 @@ class LaneOptimizer:
     """Fused AdamW over one lane's views, with the lane's own step counter, betas, eps and weight decay.
 
     Whether and how strongly a step is applied comes in tensors, so that a captured CUDA graph needs no host decision.
+    The kernel is called directly: ``torch.optim.AdamW`` around it keeps a counter per parameter, sorts the parameters
+    anew in each step, and imports torch's compiler when it is made, which takes over a second.
     """
 
     def __init__(self, optim: OptimConfig, parameters: Mapping[str, Tensor]) -> None:
         self.parameters = parameters
-        device = next(iter(parameters.values())).device
-        self._adamw = torch.optim.AdamW(
-            parameters.values(),
-            lr=torch.tensor(optim.lr, device=device),
-            betas=(optim.beta1, optim.beta2),
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            fused=True,
-            capturable=device.type == "cuda",
-        )
-        for parameter in parameters.values():
-            self._adamw.state[parameter] = {
-                "step": torch.zeros((), device=device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
-
-    @property
-    def exp_avg(self) -> dict[str, Tensor]:
-        """First moments by the names of the parameters; the optimizer's own tensors."""
-        return {name: self._adamw.state[parameter]["exp_avg"] for name, parameter in self.parameters.items()}
-
-    @property
-    def exp_avg_sq(self) -> dict[str, Tensor]:
+        self.exp_avg = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+        """First moments by the names of the parameters."""
+        self.exp_avg_sq = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
         """Second moments likewise."""
-        return {name: self._adamw.state[parameter]["exp_avg_sq"] for name, parameter in self.parameters.items()}
+        self._optim = optim
+        self._step = torch.zeros((), device=next(iter(parameters.values())).device)
 
     def reset(self) -> None:
         """Go back to step 0."""
-        for state in self._adamw.state.values():
-            for tensor in state.values():
-                tensor.zero_()
+        for tensor in (self._step, *self.exp_avg.values(), *self.exp_avg_sq.values()):
+            tensor.zero_()
 
     def load(self, step: int, exp_avg: Mapping[str, Tensor], exp_avg_sq: Mapping[str, Tensor]) -> None:
         """Continue from a step, with these moments; they are copied."""
-        for name, parameter in self.parameters.items():
-            state = self._adamw.state[parameter]
-            state["step"].fill_(step)
-            state["exp_avg"].copy_(exp_avg[name])
-            state["exp_avg_sq"].copy_(exp_avg_sq[name])
+        self._step.fill_(step)
+        for name in self.parameters:
+            self.exp_avg[name].copy_(exp_avg[name])
+            self.exp_avg_sq[name].copy_(exp_avg_sq[name])
 
     def step(self, gradients: Mapping[str, Tensor], *, lr: Tensor, grad_scale: Tensor, skip: Tensor) -> None:
         """Apply one step on gradients divided by ``grad_scale``; where ``skip`` is 1.0, change nothing at all.
 
-        All three are float32 scalars on the lane's device.
+        All three are float32 scalars on the lane's device. The gradients are used up.
         """
-        for name, parameter in self.parameters.items():
-            parameter.grad = gradients[name]
-        self._adamw.param_groups[0]["lr"] = lr
-        # The two attributes through which torch.amp.GradScaler talks to fused optimizers: the kernel itself divides by
-        # the one and does nothing where the other is set, which costs no pass over the gradients.
-        self._adamw.grad_scale = grad_scale  # type: ignore[attr-defined]
-        self._adamw.found_inf = skip  # type: ignore[attr-defined]
-        self._adamw.step()
-        # Or the gradients would stay through the next step's forward pass, and take as much memory as the parameters.
-        for parameter in self.parameters.values():
-            parameter.grad = None
+        self._step += 1 - skip
+        # What torch.amp.GradScaler hands to fused optimizers: the kernel itself divides by the one and does nothing
+        # where the other is set, which costs no pass over the gradients.
+        torch._fused_adamw_(
+            list(self.parameters.values()),
+            [gradients[name] for name in self.parameters],
+            list(self.exp_avg.values()),
+            list(self.exp_avg_sq.values()),
+            [],
+            [self._step] * len(self.parameters),
+            lr=lr,
+            beta1=self._optim.beta1,
+            beta2=self._optim.beta2,
+            weight_decay=self._optim.weight_decay,
+            eps=self._optim.eps,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=grad_scale,
+            found_inf=skip,
+        )
