@@ -65,8 +65,10 @@ def _train(config: TrialConfig, out: Path, args: argparse.Namespace) -> int:
     device = _device(args.device)
     from moesearch.data.tokens import load_tokens
     from moesearch.training.full_run import RESULT_FILES, FullRun
+    from moesearch.training.host_memory import keep_freed_memory
 
     tokens = load_tokens(config.data)
+    keep_freed_memory()
     run = FullRun(config, tokens, device, out)
     view = _View(out, args.runs, config, tokens)
     say = _say_json if args.json else _line_printer(run.num_steps)

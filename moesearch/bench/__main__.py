@@ -38,9 +38,10 @@ def main() -> int:
     import torch
 
     from moesearch.bench.cases import CASES, FULL, QUICK, Bench
-    from moesearch.bench.measure import device_clock, keep_freed_memory
+    from moesearch.bench.measure import device_clock
     from moesearch.bench.output import Facts, as_object, as_table, name_of_device
     from moesearch.bench.settings import article_tokens, search_tokens
+    from moesearch.training.host_memory import keep_freed_memory
 
     device = _device(args.device)
     keep_freed_memory()

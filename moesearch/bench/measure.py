@@ -7,10 +7,8 @@ it finds caches and allocator as the side before it left them, while in real use
 
 from __future__ import annotations
 
-import ctypes
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,19 +29,6 @@ def device_clock(device: str) -> Clock:
         return time.perf_counter()
 
     return read
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep what it frees; without effect where the C library is not glibc.
-
-    Sides of different sizes otherwise make each other give pages back and fault them in again: half of the time of a
-    large backward pass. A process that trains one model seldom does.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
-        mallopt(trim_threshold, -1)
-        mallopt(mmap_max, 0)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,9 @@ def _serve(connection: Connection, config: TrialConfig, tokens: TokenData, threa
     import torch
 
     from moesearch.bench.subjects import TrainerSteps
+    from moesearch.training.host_memory import keep_freed_memory
 
+    keep_freed_memory()
     torch.set_num_threads(threads)
     subject = TrainerSteps(config, tokens, device=device)
     try:

@@ -73,8 +73,10 @@ class DiskCheckpoints:
 def work(order: WorkOrder, stop: threading.Event) -> None:
     """Work off the search, then its confirmation."""
     from moesearch.data.tokens import Texts
+    from moesearch.training.host_memory import keep_freed_memory
     from moesearch.training.text_trainer import TextTrainer
 
+    keep_freed_memory()
     config = order.config
     storage = open_storage(order.storage_url, on_stale=requeue_stale)
     texts = Texts()
