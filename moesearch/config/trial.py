@@ -21,6 +21,7 @@ Positions = Literal["learned", "rotary"]
 Norm = Literal["layer_norm", "rms_norm"]
 Schedule = Literal["constant", "cosine", "wsd"]
 CorpusName = Literal["shakespeare", "tiny_shakespeare"]
+ExpertOptimizer = Literal["adamw", "muon"]
 TokenizerName = Literal["char", "byte", "bpe"]
 
 # A later field is part of a fingerprint only where it is no default.
@@ -75,6 +76,8 @@ SOMETIMES_UNREAD = frozenset(
         "moe.noise_decay_fraction",
         "moe.eval_capacity_factor",
         "moe.drop_policy",
+        "optim.muon_lr",
+        "optim.muon_momentum",
     }
 )
 """Fields that some values of others leave unread, so that ``TrialConfig.fingerprint`` leaves them out."""
@@ -125,7 +128,7 @@ class ModelConfig(Section):
 
 
 class OptimConfig(Section):
-    """AdamW and its schedule."""
+    """The optimiser and its schedule."""
 
     lr: Annotated[float, Field(gt=0, le=100), LANE] = 1e-3
     """Peak learning rate of AdamW (Loshchilov and Hutter 2019)."""
@@ -148,6 +151,18 @@ class OptimConfig(Section):
     """Learning rate at the end of ``cosine`` and ``wsd``, as a fraction of ``lr``."""
     decay_fraction: Annotated[float, Field(gt=0, le=1), LANE] = 0.2
     """Last part of the budget, 0 to 1, in which ``wsd`` decays linearly."""
+    expert_optimizer: Annotated[ExpertOptimizer, LANE] = "adamw"
+    """Optimiser of the experts' weight matrices: ``muon`` (Jordan et al. 2024) orthogonalises their momentum, scaled to
+    updates of AdamW's size (Liu et al. 2025), and halves their state. All else stays with AdamW. Its arithmetic, 15
+    products of each matrix in a step, is in no count of FLOPs."""
+    muon_lr: Annotated[Annotated[float, Field(gt=0, le=100)] | None, LANE] = None
+    """Peak learning rate of ``muon``, on the same schedule; null is ``lr``."""
+    muon_momentum: Annotated[float, Field(ge=0, lt=1), LANE] = 0.95
+    """Decay of the running mean of gradients under ``muon`` (Nesterov's form)."""
+    mup_base_width: Annotated[Annotated[int, Field(ge=1, le=65536), WHOLE] | None, LANE] = None
+    """Width at which learning rate and init were chosen. If given, maximal-update rules (Yang et al. 2022; for experts
+    Małaśnicki et al. 2025, Jiang et al. 2026) carry them to ``model.width``: the rate of attention, experts, router and
+    head goes as 1 / width, and their init with it. Null leaves them as they are, at every width."""
 
 
 class DataConfig(Section):
@@ -251,6 +266,12 @@ class TrialConfig(Section):
         return self.data.batch_size * self.model.context
 
     def broken_rules(self) -> Iterator[tuple[str, str]]:
+        if self.optim.mup_base_width is not None and self.model.tied_head:
+            yield (
+                "optim",
+                f"mup_base_width ({self.optim.mup_base_width}) needs a head of its own, since embeddings and a head go "
+                "by different rules; set model.tied_head to false",
+            )
         if self.data.context_bytes is not None:
             return  # What a step holds in tokens is known with the tokenizer.
         budget, per_step = self.budget, self.tokens_per_step
@@ -304,6 +325,9 @@ class TrialConfig(Section):
             del values["optim"]["decay_fraction"]
         if self.optim.schedule == "constant":
             del values["optim"]["final_lr_fraction"]
+        if self.optim.expert_optimizer != "muon":
+            values["optim"].pop("muon_lr", None)
+            values["optim"].pop("muon_momentum", None)
         if self.data.text is not None:
             del values["data"]["corpus"]
         if self.data.tokenizer != "bpe":

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moesearch.config.moe import Init, MoEConfig
 from moesearch.config.trial import TrialConfig
+from moesearch.model.parametrization import init_factor
 
 
 def initialize_lane(tensors: Mapping[str, Tensor], config: TrialConfig) -> None:
@@ -18,15 +19,25 @@ def initialize_lane(tensors: Mapping[str, Tensor], config: TrialConfig) -> None:
 
     Every linear weight follows ``moe.init`` or its part's own, biases are uniform within +-fan_in^-0.5 as in torch,
     embeddings standard normal, norms the identity, balancing biases 0; routers are scaled by ``moe.router_init_gain``,
-    maps to the residual stream by depth if asked. Numbers are drawn in float32 on the CPU: the same on every device.
+    maps to the residual stream by depth if asked, all by `parametrization` with ``optim.mup_base_width``. Numbers are
+    drawn in float32 on the CPU: the same on every device.
     """
     generator = torch.Generator().manual_seed(config.seed)
     for name, tensor in tensors.items():
         tensor.copy_(_initial_values(name, tensors, config.moe, generator))
+        if config.optim.mup_base_width is not None and (weight := _weight_of(name, tensors)) is not None:
+            tensor *= init_factor(config, name, _fans(weight, tensors), _init_of(weight, config.moe))
         if ".router.logits." in name:
             tensor *= config.moe.router_init_gain
         if config.moe.init_depth_scaled and name.endswith(("attention.projection.weight", ".weight_out")):
             tensor *= (2 * config.model.num_layers) ** -0.5
+
+
+def _weight_of(name: str, tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the weight of the linear map that a weight or bias belongs to; None for what is no linear map's."""
+    owner, _, leaf = name.rpartition(".")
+    weight = f"{owner}.{leaf.replace('bias', 'weight')}"
+    return None if owner.endswith(("embedding", "norm")) or weight not in tensors else weight
 
 
 def _initial_values(name: str, tensors: Mapping[str, Tensor], moe: MoEConfig, generator: torch.Generator) -> Tensor:

@@ -58,9 +58,9 @@ class LaneCheckpoint:
     parameters: Mapping[str, Tensor]
     """And the biases that balance experts, which have no moments."""
     exp_avg: Mapping[str, Tensor]
-    """AdamW's first moments, by the names of the parameters."""
+    """AdamW's first moments, or Muon's momentum, by the names of the parameters."""
     exp_avg_sq: Mapping[str, Tensor]
-    """Its second moments."""
+    """AdamW's second moments."""
 
 
 def has_checkpoint(folder: Path) -> bool:

@@ -46,6 +46,7 @@ def captured_part(config: TrialConfig) -> TrialConfig:
                     "warmup_tokens": 0,
                     "final_lr_fraction": 0.0,
                     "decay_fraction": 1.0,
+                    "muon_lr": None,
                 }
             ),
             "data": config.data.model_copy(update={"order_seed": 0}),

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from moesearch.config.trial import TrialConfig
 from moesearch.model.experts import ExpertBackend
 from moesearch.model.initialization import initialize_lane
+from moesearch.model.parametrization import lr_factor
 from moesearch.model.transformer import MoETransformer
 from moesearch.training.cuda_graph import places_for, runner
 from moesearch.training.lane import Lane, LaneTensors
@@ -39,7 +41,7 @@ class LanePack:
             configs, vocab_size, device=device, dtype=dtype, expert_backend=expert_backend, initialized_lanes=()
         )
         self._optimizers = [
-            LaneOptimizer(lane.config.optim, self.model.lane_parameters(place)) for place, lane in enumerate(lanes)
+            _optimizer(lane.config, self.model.lane_parameters(place)) for place, lane in enumerate(lanes)
         ]
         self.step = TrainStep(self.model, self._optimizers, train_tokens_N)
         for place, lane in enumerate(lanes):
@@ -62,6 +64,7 @@ class LanePack:
     def _move_in(self, place: int, lane: Lane) -> None:
         """Copy a lane's tensors in, or start it, and let it see the pack's tensors from now on."""
         optimizer = self._optimizers[place]
+        optimizer.configure(lane.config.optim)
         if lane.tensors is None:
             initialize_lane(self.model.lane_tensors(place), lane.config)
             optimizer.reset()
@@ -69,3 +72,8 @@ class LanePack:
             self.model.load_lane(place, lane.tensors.parameters)
             optimizer.load(lane.step, lane.tensors.exp_avg, lane.tensors.exp_avg_sq)
         lane.tensors = LaneTensors(self.model.lane_tensors(place), optimizer.exp_avg, optimizer.exp_avg_sq)
+
+
+def _optimizer(config: TrialConfig, parameters: Mapping[str, Tensor]) -> LaneOptimizer:
+    factors = {name: lr_factor(config, name, tensor) for name, tensor in parameters.items()}
+    return LaneOptimizer(config.optim, parameters, factors)

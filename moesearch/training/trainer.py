@@ -23,6 +23,7 @@ from moesearch.training.checkpoints import LaneCheckpoint
 from moesearch.training.cuda_graph import CaptureError
 from moesearch.training.evaluation import SplitResult, evaluate_split, never
 from moesearch.training.lane import Lane
+from moesearch.training.muon import expert_matrices
 from moesearch.training.pack import LanePack
 from moesearch.training.points import EvalPoint
 from moesearch.training.step import MAX_PLANNED_STEPS
@@ -255,10 +256,11 @@ class LaneTrainer:
             [config], self._tokens.vocab_size, device="meta", expert_backend="loop", initialized_lanes=()
         )
         moments = model.lane_parameters(0)
+        by_muon = expert_matrices(moments) if config.optim.expert_optimizer == "muon" else {}
         for held, expected in (
             (checkpoint.parameters, model.lane_tensors(0)),
             (checkpoint.exp_avg, moments),
-            (checkpoint.exp_avg_sq, moments),
+            (checkpoint.exp_avg_sq, {name: t for name, t in moments.items() if name not in by_muon}),
         ):
             if _shapes(held) != _shapes(expected):
                 raise CheckpointError("the checkpoint's tensors are of another model; start from step 0")

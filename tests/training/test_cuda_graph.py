@@ -24,6 +24,7 @@ FREE: dict[str, object] = {
     "optim.warmup_tokens": 50,
     "optim.final_lr_fraction": 0.5,
     "optim.decay_fraction": 0.5,
+    "optim.muon_lr": 0.5,
     "moe.init": "xavier_normal",
     "moe.init_std": 0.5,
     "moe.init_scale": 0.5,
@@ -55,6 +56,9 @@ BUILT_IN: dict[str, object] = {
     "optim.beta1": 0.5,
     "optim.beta2": 0.5,
     "optim.eps": 0.5,
+    "optim.expert_optimizer": "muon",
+    "optim.muon_momentum": 0.5,
+    "optim.mup_base_width": 4,
 }
 # The budget in other units, which excludes steps.
 OTHER_BUDGETS = {"budget.tokens", "budget.active_flops"}

@@ -23,6 +23,8 @@ FULL: Mapping[str, object] = {
     "moe.input_jitter": 0.1,
     "moe.bias_update_speed": 0.01,
     "moe.capacity_factor": 1.0,
+    "optim.expert_optimizer": "muon",
+    "optim.mup_base_width": 4,
 }
 
 
