@@ -92,3 +92,28 @@ def add_store_flags(parser: argparse.ArgumentParser) -> None:
 def storage_url(storage: str | None, runs: Path) -> str:
     """The storage that the flags mean."""
     return storage if storage is not None else f"sqlite:///{(runs / 'optuna.db').absolute()}"
+
+
+def note(text: str) -> None:
+    """Say something beside a command's output."""
+    print(text, file=sys.stderr)
+
+
+def torch_device(name: str) -> str:
+    """The device as torch names it; InputError if it is not there."""
+    import torch
+
+    count = torch.cuda.device_count()
+    match name.split(":"):
+        case ["auto"]:
+            return "cuda" if count else "cpu"
+        case ["cpu"]:
+            return "cpu"
+        case ["cuda"] if count:
+            return "cuda"
+        case ["cuda", index] if index.isdecimal() and int(index) < count:
+            return name
+        case ["cuda", *_]:
+            raise InputError(f"--device {name}: torch sees {count} CUDA device(s) here; `--device cpu` always works")
+        case _:
+            raise InputError(f"--device {name}: is none of auto, cpu, cuda, cuda:0, cuda:1, …")

@@ -52,7 +52,7 @@ def _complete(action: argparse.Action) -> None:
 
     if action.metavar == "FIELD":
         action.choices = [facts.path for facts in all_fields()]
-    elif action.metavar == "DIR":
+    elif action.metavar in ("DIR", "FOLDER"):
         action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     elif action.type is Path or action.metavar in ("STUDY", "CONFIG.yaml"):
         action.complete = shtab.FILE  # type: ignore[attr-defined]

@@ -30,6 +30,7 @@ COMMANDS = (
     Command("report", "moesearch.report_cli", "rebuild the report of a study from the store"),
     Command("export", "moesearch.export", "write a configuration of a study, every default spelled out"),
     Command("train", "moesearch.train", "train one configuration for its full budget"),
+    Command("generate", "moesearch.generate", "let a trained model continue a text"),
     Command("replay", "moesearch.replay", "try strategies of search on recorded curves, in simulated time"),
     Command("bench", "moesearch.bench.__main__", "measure the speed of moesearch on this machine"),
     Command("reference", "moesearch.reference", "explain the fields of a study file and of a trial"),

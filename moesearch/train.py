@@ -8,33 +8,27 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import shutil
 import signal
-import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moesearch.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, new_parser, run_command
-from moesearch.config.secrets import mask_url
-from moesearch.errors import InputError, TrackingError
+from moesearch.cli import EXIT_INTERRUPTED, EXIT_USER_ERROR, new_parser, note, run_command, torch_device
+from moesearch.errors import InputError
+from moesearch.final_view import FinalView
 
 if TYPE_CHECKING:
     from moesearch.config.trial import TrialConfig
-    from moesearch.data.tokens import TokenData
-    from moesearch.tracking.mlflow import MLflowTracker, RunStatus
     from moesearch.training.points import EvalPoint
-
-EXPERIMENT = "final"
-"""MLflow's experiment of all runs of this command."""
 
 EXAMPLES = """\
   python -m moesearch.train best.yaml
   python -m moesearch.train best.yaml --set budget.steps=20000 --out runs/train/long
+  python -m moesearch.train best.yaml --scale width=4,tokens=20x --patience 3
+  torchrun --nproc-per-node 2 -m moesearch.train best.yaml
   python -m moesearch.train best.yaml --json > curve.jsonl"""
 
 
@@ -43,9 +37,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     from moesearch.config.loader import load_trial
 
     config = load_trial(args.config, args.set)
+    if args.scale is not None:
+        config = _scaled(config, args.scale)
     out: Path = args.out or args.runs / "train" / args.config.stem
     with _readable_failures(out), _locked(out):
         return _train(config, out, args)
+
+
+def _scaled(config: TrialConfig, scale: str) -> TrialConfig:
+    from moesearch.config.scaling import parsed_scale, scaled
+
+    larger, unproven = scaled(config, parsed_scale(scale))
+    for sentence in unproven:
+        note(f"--scale: {sentence}")
+    return larger
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -54,6 +59,21 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--set", metavar="path=value", action="append", default=[], help="change a field of the trial; repeatable"
     )
+    parser.add_argument(
+        "--scale",
+        metavar="AXIS=FACTOR,…",
+        help="a larger or longer run, such as width=4,experts=2,tokens=20x: learning rate and init follow the width",
+    )
+    ends = parser.add_mutually_exclusive_group()
+    ends.add_argument(
+        "--patience",
+        metavar="N",
+        type=_count,
+        help="stop after N milestones without a lower validation loss; keep the lowest's weights",
+    )
+    ends.add_argument(
+        "--average", metavar="N", type=_count, default=1, help="keep the mean of the last N milestones' weights"
+    )
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of this run; default train/CONFIG in --runs")
     parser.add_argument("--runs", metavar="DIR", type=Path, default=Path("runs"), help="where runs and mlflow.db lie")
     parser.add_argument("--device", metavar="D", default="auto", help="auto (default), cpu, cuda or cuda:1")
@@ -61,16 +81,23 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _count(text: str) -> int:
+    if text.isascii() and text.isdecimal() and 1 <= int(text) <= 10_000:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 10000")
+
+
 def _train(config: TrialConfig, out: Path, args: argparse.Namespace) -> int:
-    device = _device(args.device)
+    device = torch_device(args.device)
     from moesearch.data.tokens import load_tokens
-    from moesearch.training.full_run import RESULT_FILES, FullRun
+    from moesearch.training.full_run import FullRun
     from moesearch.training.host_memory import keep_freed_memory
+    from moesearch.training.model_folder import RESULT_FILES
 
     tokens = load_tokens(config.data)
     keep_freed_memory()
-    run = FullRun(config, tokens, device, out)
-    view = _View(out, args.runs, config, tokens)
+    run = FullRun(config, tokens, device, out, patience=args.patience, average=args.average)
+    view = FinalView(out, args.runs, config, tokens)
     say = _say_json if args.json else _line_printer(run.num_steps)
     for point in run.points:
         say(point)
@@ -82,109 +109,21 @@ def _train(config: TrialConfig, out: Path, args: argparse.Namespace) -> int:
         last = run.points[-1] if run.points else None
         if last is None or not last.is_diverged:
             view.pause()
-            _note(f"stopped at step {run.step:,} of {run.num_steps:,}; the same command goes on from there")
+            note(f"stopped at step {run.step:,} of {run.num_steps:,}; the same command goes on from there")
             return EXIT_INTERRUPTED
         view.finish("FAILED")
-        _note(
+        note(
             f"diverged at step {last.step:,}: a loss or gradient was not finite; "
             "lower optim.lr, or set optim.grad_clip, in another --out"
         )
         return EXIT_USER_ERROR
+    if run.is_stopped_early and not run.points[-1].is_last:
+        note(f"stopped early at step {run.step:,}: no lower validation loss since step {run.best.step:,}")
     sample = run.write_results()
     view.finish("FINISHED", [out / name for name in RESULT_FILES])
     if not args.json:
         print(f"\n{sample}\n\nwrote {', '.join(RESULT_FILES)} to {out}")
     return 0
-
-
-def _device(name: str) -> str:
-    """The device as torch names it; InputError if it is not there."""
-    import torch
-
-    count = torch.cuda.device_count()
-    match name.split(":"):
-        case ["auto"]:
-            return "cuda" if count else "cpu"
-        case ["cpu"]:
-            return "cpu"
-        case ["cuda"] if count:
-            return "cuda"
-        case ["cuda", index] if index.isdecimal() and int(index) < count:
-            return name
-        case ["cuda", *_]:
-            raise InputError(f"--device {name}: torch sees {count} CUDA device(s) here; `--device cpu` always works")
-        case _:
-            raise InputError(f"--device {name}: is none of auto, cpu, cuda, cuda:0, cuda:1, …")
-
-
-class _View:
-    """This run in MLflow: whatever goes wrong there costs the view, never the run."""
-
-    def __init__(self, out: Path, runs: Path, config: TrialConfig, tokens: TokenData) -> None:
-        from moesearch.tracking.database import default_tracking_uri, prepare
-        from moesearch.tracking.labels import flat_params
-        from moesearch.tracking.mlflow import MLflowTracker
-
-        self._out = out
-        self._tracker: MLflowTracker | None = None
-        self._run_id = ""
-        uri = default_tracking_uri(runs)
-        params = {**flat_params(config.model_dump(mode="json")), "corpus_sha256": tokens.corpus_sha256}
-        try:
-            prepare(uri)
-            self._tracker = MLflowTracker(uri, EXPERIMENT, runs / "artifacts" / EXPERIMENT)
-            self._run_id = self._resumed(mask_url(uri)) or self._started(mask_url(uri), params)
-        except TrackingError as error:
-            self._leave_out(error)
-
-    def _resumed(self, place: str) -> str | None:
-        """The run of this folder's earlier command, if MLflow is where it was and still has it."""
-        assert self._tracker is not None
-        try:
-            record = json.loads((self._out / "mlflow.json").read_text(encoding="utf-8"))
-            if record["place"] != place:
-                return None
-            self._tracker.resume_run(record["run_id"])
-            return str(record["run_id"])
-        except (OSError, ValueError, KeyError, TypeError, TrackingError):
-            return None
-
-    def _started(self, place: str, params: Mapping[str, object]) -> str:
-        from moesearch.training.checkpoints import write_durably
-
-        assert self._tracker is not None
-        run_id = self._tracker.start_run(self._out.name, params, {"phase": "final"})
-        write_durably(self._out / "mlflow.json", json.dumps({"place": place, "run_id": run_id}).encode())
-        return run_id
-
-    def log(self, point: EvalPoint) -> None:
-        from moesearch.tracking.labels import milestone_metrics
-
-        metrics = milestone_metrics(asdict(point))
-        self._try(lambda tracker: tracker.log_metrics(self._run_id, metrics, point.step))
-
-    def pause(self) -> None:
-        self._try(lambda tracker: tracker.pause_run(self._run_id))
-
-    def finish(self, status: RunStatus, files: Sequence[Path] = ()) -> None:
-        """End the run, with these files attached."""
-        with tempfile.TemporaryDirectory() as folder:
-            for path in files:
-                shutil.copy(path, folder)
-            self._try(lambda tracker: tracker.log_artifacts(self._run_id, Path(folder)))
-        self._try(lambda tracker: tracker.finish_run(self._run_id, status, {}))
-
-    def _try(self, write: Callable[[MLflowTracker], None]) -> None:
-        if self._tracker is None:
-            return
-        try:
-            write(self._tracker)
-        except TrackingError as error:
-            self._leave_out(error)
-
-    def _leave_out(self, error: TrackingError) -> None:
-        self._tracker = None
-        _note(f"MLflow is left out from here on, training goes on: {error}")
 
 
 @contextmanager
@@ -267,10 +206,6 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 if __name__ == "__main__":

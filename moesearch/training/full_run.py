@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from moesearch.config.dumper import dump_yaml
-from moesearch.config.quantities import ROUTER_QUANTITIES
+from torch import Tensor
+
 from moesearch.config.resolve import field_names
 from moesearch.config.trial import TrialConfig
 from moesearch.data.tokenizers import decode, sha256_of
@@ -17,50 +15,55 @@ from moesearch.data.tokens import TokenData
 from moesearch.errors import CheckpointError, InputError
 from moesearch.model.cost import num_steps
 from moesearch.model.generation import generate
-from moesearch.training.checkpoints import (
-    has_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    save_weights,
-    write_durably,
-)
+from moesearch.model.transformer import MoETransformer
+from moesearch.training.checkpoints import has_checkpoint, load_checkpoint, save_checkpoint
+from moesearch.training.evaluation import evaluate_split
+from moesearch.training.milestone_weights import MilestoneWeights, mean_weights
+from moesearch.training.model_card import model_card
+from moesearch.training.model_folder import config_yaml, curve_row, write_model_folder
 from moesearch.training.points import EvalPoint
 from moesearch.training.trainer import LaneTrainer
-
-RESULT_FILES = ("model.safetensors", "config.yaml", "tokenizer.json", "curves.csv", "sample.txt")
 
 CHECKPOINT_SECONDS = 600.0
 """Longest time between two checkpoints, where milestones are rarer."""
 
 SAMPLE_TOKENS = 500
 
-_CURVE_COLUMNS = (
-    "milestone",
-    "step",
-    "tokens",
-    "active_flops",
-    "train_loss",
-    "val_loss",
-    "val_bpb",
-    "train_seconds",
-    "eval_seconds",
-    *ROUTER_QUANTITIES,
-)
-
 
 class FullRun:
     """A trial alone in a trainer, with its folder."""
 
-    def __init__(self, config: TrialConfig, tokens: TokenData, device: str, folder: Path) -> None:
+    def __init__(
+        self,
+        config: TrialConfig,
+        tokens: TokenData,
+        device: str,
+        folder: Path,
+        *,
+        patience: int | None = None,
+        average: int = 1,
+    ) -> None:
         """Start the trial, or take it up from the folder's newest checkpoint.
+
+        Args:
+            config: What to train.
+            tokens: Its text.
+            device: A device as torch names it.
+            folder: Where all of the run lies.
+            patience: Stop after so many milestones without a new lowest validation loss, and keep the lowest's weights.
+            average: Keep the mean of the weights at the last so many milestones (Kaddour 2022, "Stop wasting my time").
 
         Raises:
             InputError: the folder holds another run, or no intact checkpoint among those that it has.
         """
+        self._patience = patience
+        self._average = average
+        self._weights = MilestoneWeights(folder / "milestones")
         self._config = config = config.fitted(tokens.facts.bytes_per_token)
         self._tokens = tokens
         self._folder = folder
         self._checkpoints = folder / "checkpoints"
+        self._device = device
         self._trainer = LaneTrainer(tokens, device=device)
         self.num_steps = num_steps(config, tokens.vocab_size)
         if not has_checkpoint(self._checkpoints):
@@ -88,7 +91,20 @@ class FullRun:
 
     @property
     def is_complete(self) -> bool:
-        return any(point.is_last and not point.is_diverged for point in self.points)
+        """Whether it was trained to its end, or early stopping says that this is enough."""
+        return self.is_stopped_early or any(point.is_last and not point.is_diverged for point in self.points)
+
+    @property
+    def is_stopped_early(self) -> bool:
+        """Whether the last ``patience`` milestones brought no new lowest validation loss."""
+        if self._patience is None or not self.points or self.points[-1].is_diverged:
+            return False
+        return self.points[-1].milestone - self.best.milestone >= self._patience
+
+    @property
+    def best(self) -> EvalPoint:
+        """The milestone of the lowest validation loss."""
+        return min((point for point in self.points if not point.is_diverged), key=lambda point: point.val_loss)
 
     def train(self, should_stop: Callable[[], bool]) -> Iterator[EvalPoint]:
         """Train to the end, to divergence or until stopped; a milestone is in a checkpoint before it is handed over."""
@@ -98,36 +114,67 @@ class FullRun:
             reached = [point for _, point in self._trainer.advance(lambda: should_stop() or time.monotonic() > due)]  # noqa: B023
             has_diverged = any(point.is_diverged for point in reached)
             if not has_diverged:
-                save_checkpoint(self._trainer.checkpoint(0), self._checkpoints)
+                checkpoint = self._trainer.checkpoint(0)
+                if reached and (self._average > 1 or self._patience is not None):
+                    self._weights.save(checkpoint.step, checkpoint.parameters)
+                    self._weights.keep(self._wanted_steps())
+                save_checkpoint(checkpoint, self._checkpoints)
             is_over = has_diverged or self.is_complete
             yield from reached
 
+    def _wanted_steps(self) -> list[int]:
+        """The milestones whose weights are, or may become, part of the result."""
+        if self._patience is not None:
+            return [self.best.step]
+        return [point.step for point in self.points[-self._average :]]
+
     def write_results(self) -> str:
         """Write RESULT_FILES; returns the text that the trained model generates."""
-        tokens, points, sample = self._tokens, self.points, self._sample()
+        tokens, last = self._tokens, self.points[-1]
+        # Runs that were begun without patience have their last weights alone.
+        point = self.best if self._patience is not None and self._weights.has(self.best.step) else last
+        weights, sentence = self._result_weights(point)
+        model = self._trainer.model(0)
+        model.load_lane(0, weights)
+        found = curve_row(point)
+        if self._average > 1 and len(self._wanted_steps()) > 1:
+            results = evaluate_split(model, tokens.val.to(model.device), tokens.bytes_per_id_V)
+            assert results is not None
+            loss, bits = results[0].loss, results[0].bits_per_byte
+            found |= {"averaged_val_loss": loss, "averaged_val_bpb": bits}
+            sentence += f" Their loss is {loss:.4f} nats per token, {bits:.4f} bits per byte."
+        sample = self._sample(model)
         provenance = {
             "corpus": tokens.corpus_name,
             "corpus_sha256": tokens.corpus_sha256,
             "tokenizer_sha256": sha256_of(tokens.tokenizer),
         }
-        values = {"trial": self._config.model_dump(mode="json"), "data": provenance, "result": _row(points[-1])}
         texts = {
-            "config.yaml": dump_yaml(values),
+            "config.yaml": config_yaml(self._config, provenance, found),
             "tokenizer.json": tokens.tokenizer.to_json(),
-            "curves.csv": _curve_csv(points),
             "sample.txt": sample,
+            "README.md": model_card(self._config, tokens, point, weights=sentence, device=self._device),
         }
-        save_weights(self._trainer.checkpoint(0).parameters, self._folder / "model.safetensors")
-        for name, text in texts.items():
-            write_durably(self._folder / name, text.encode())
+        write_model_folder(self._folder, weights, texts, self.points)
         return sample
 
-    def _sample(self) -> str:
+    def _result_weights(self, point: EvalPoint) -> tuple[Mapping[str, Tensor], str]:
+        """The weights to hand over, on the host, and what they are in a sentence."""
+        held = {step: self._weights.load(step) for step in self._wanted_steps() if self._weights.has(step)}
+        if self._patience is not None and point.step in held:
+            how = "the lowest of the run" if self.is_stopped_early else "the lowest of a run that went to its end"
+            return held[point.step], f"The weights are those of step {point.step:,}, whose validation loss was {how}."
+        if self._average > 1 and len(held) > 1:
+            steps = ", ".join(f"{step:,}" for step in held)
+            sentence = f"That is the loss of the last step; the weights are the mean of those at steps {steps}."
+            return mean_weights(list(held.values())), sentence
+        return self._trainer.checkpoint(0).parameters, f"The weights are those of the last step, {self.step:,}."
+
+    def _sample(self, model: MoETransformer) -> str:
         """Text from a line break or, in a tokenizer without one, from the training split's first token."""
         tokenizer = self._tokens.tokenizer
         prompt = [tokenizer.pieces.index(b"\n")] if b"\n" in tokenizer.pieces else self._tokens.train[:1].tolist()
-        ids = generate(self._trainer.model(0), 0, prompt, SAMPLE_TOKENS, seed=self._config.seed)
-        return decode(tokenizer, ids).strip()
+        return decode(tokenizer, generate(model, 0, prompt, SAMPLE_TOKENS, seed=self._config.seed)).strip()
 
 
 def _differences(theirs: TrialConfig, ours: TrialConfig) -> str:
@@ -140,16 +187,3 @@ def _value(config: TrialConfig, path: str) -> object:
     for part in path.split("."):
         value = getattr(value, part)
     return value
-
-
-def _row(point: EvalPoint) -> dict[str, object]:
-    health = {} if point.router_health is None else point.router_health.summary()
-    return {name: health.get(name, getattr(point, name, None)) for name in _CURVE_COLUMNS}
-
-
-def _curve_csv(points: Sequence[EvalPoint]) -> str:
-    stream = io.StringIO(newline="")
-    writer = csv.DictWriter(stream, _CURVE_COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(map(_row, points))
-    return stream.getvalue()

@@ -61,8 +61,8 @@ class LaneOptimizer:
 
     Where the lane asks for it, Muon has the experts' matrices. Whether and how strongly a step is applied comes in
     tensors, so that a captured CUDA graph needs no host decision. The kernel is called directly: ``torch.optim.AdamW``
-    around it keeps a counter per parameter, sorts the parameters anew in each step, and imports torch's compiler when it
-    is made, which takes over a second.
+    around it keeps a counter per parameter, sorts the parameters anew in each step, and imports torch's compiler when
+    it is made, which takes over a second.
     """
 
     def __init__(

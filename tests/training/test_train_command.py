@@ -23,6 +23,7 @@ from moesearch.errors import InputError
 from moesearch.model.transformer import MoETransformer
 from moesearch.train import _stop_on_signals, main
 from moesearch.training.evaluation import evaluate_split
+from moesearch.training.model_folder import RESULT_FILES, load_model
 from tests.training import tiny
 
 SOURCE = Path(moesearch.__file__).parents[1]
@@ -196,5 +197,41 @@ def test_a_run_is_in_mlflow_with_its_losses_and_its_files(config: Path, monkeypa
     assert run.data.params["moe.num_experts"] == "3"
     assert [metric.step for metric in client.get_metric_history(run.info.run_id, "val_loss")] == [4, 8, 12]
     names = {file.path for file in client.list_artifacts(run.info.run_id)}
-    assert names == {"model.safetensors", "config.yaml", "tokenizer.json", "curves.csv", "sample.txt"}
+    assert names == set(RESULT_FILES)
     assert torch.is_tensor(safetensors.torch.load_file("runs/train/best/model.safetensors")["head.weight"])
+
+
+def test_patience_stops_where_the_loss_no_longer_falls_and_keeps_its_lowest(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = [str(config), "--json", "--patience", "2", "--set", "optim.lr=0.3", "--set", "budget.milestones=12"]
+    assert main(flags) == 0
+    points = json_lines(capsys.readouterr().out)
+    losses = [point["val_loss"] for point in points]
+    assert len(points) < 12
+    assert losses.index(min(losses)) == len(losses) - 3
+    out = Path("runs/train/best")
+    trained, tokens = load_model(out), load_tokens(load_trial(config).data)
+    (result,) = evaluate_split(trained.model, tokens.val, tokens.bytes_per_id_V) or ()
+    assert result.loss == min(losses)
+    assert "was the lowest of the run" in (out / "README.md").read_text()
+    assert len(list((out / "milestones").iterdir())) == 1
+
+
+def test_the_weights_of_the_last_milestones_are_averaged(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(config), "--average", "2"]) == 0
+    out = Path("runs/train/best")
+    kept = [safetensors.torch.load_file(path) for path in sorted((out / "milestones").iterdir())]
+    assert len(kept) == 2
+    for name, tensor in safetensors.torch.load_file(out / "model.safetensors").items():
+        torch.testing.assert_close(tensor, (kept[0][name] + kept[1][name]) / 2)
+    assert "the weights are the mean of those at steps 8, 12" in (out / "README.md").read_text()
+    assert "averaged_val_loss" in (out / "config.yaml").read_text()
+
+
+def test_a_larger_run_says_what_is_not_proven_of_it(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(config), "--scale", "width=2,tokens=2x"]) == 0
+    trial = load_trial(Path("runs/train/best/config.yaml"))
+    assert (trial.model.width, trial.model.num_heads, trial.budget.steps) == (16, 4, 24)
+    assert trial.optim.mup_base_width == 8
+    assert "--scale: no rule carries a learning rate to more tokens" in capsys.readouterr().err
