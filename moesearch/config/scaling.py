@@ -49,6 +49,7 @@ def scaled(config: TrialConfig, factors: Mapping[str, float]) -> tuple[TrialConf
     Raises:
         InputError: a size is no whole number, or the scaled configuration breaks a rule.
     """
+    config = config.spelled_out()  # The experts' width is then no longer divided among more of them.
     width, experts, tokens = (factors.get(axis, 1.0) for axis in AXES)
     params: dict[str, object] = {}
     if width != 1:
@@ -67,14 +68,13 @@ def scaled(config: TrialConfig, factors: Mapping[str, float]) -> tuple[TrialConf
 
 
 def _wider(config: TrialConfig, factor: float) -> dict[str, object]:
-    model, moe = config.model, config.moe
+    model = config.model
     params: dict[str, object] = {
         "model.width": _whole("model.width", model.width, factor, "width"),
         "model.num_heads": _whole("model.num_heads", model.num_heads, factor, "width"),
+        "moe.expert_hidden_dim": _whole("moe.expert_hidden_dim", config.expert_hidden_dim, factor, "width"),
         "optim.mup_base_width": config.optim.mup_base_width or model.width,
     }
-    if moe.expert_hidden_dim is not None:
-        params["moe.expert_hidden_dim"] = _whole("moe.expert_hidden_dim", moe.expert_hidden_dim, factor, "width")
     if model.attention_scale == "width":
         # Heads keep their width, so scores keep their size under the factor of the base.
         params["model.attention_scale"] = model.width**-0.5
@@ -123,6 +123,8 @@ def _unproven(config: TrialConfig, factors: Mapping[str, float]) -> list[str]:
         if config.data.batch_size * config.model.context < 1024:
             sentences.append("a step of few tokens is noisy, and the rules are shown at batches that are not")
         sentences.append("depth is kept: the rules do not carry a learning rate to more layers")
+    if "experts" in factors and config.moe.num_shared_experts:
+        sentences.append("shared experts stay as many, so their share of a token's experts changes")
     if "experts" in factors:
         sentences.append(
             "over experts at fixed top_k / num_experts the learning rate was seen to carry (Jiang et al. 2026), "

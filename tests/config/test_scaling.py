@@ -80,3 +80,14 @@ def test_what_is_not_proven_is_said() -> None:
     for words in ("noisy routing", "depth is kept", "few experts are not covered", "longer runs tend to want a lower"):
         assert words in sentences
     assert scaled(BASE, {"tokens": 0.5})[1] == []
+
+
+def test_experts_keep_their_width_where_more_of_them_would_share_it_out() -> None:
+    config = resolve(BASE, {"moe.iso_flops": True})
+    larger, _ = scaled(config, {"experts": 2.0})
+    assert larger.expert_hidden_dim == config.expert_hidden_dim == 256
+
+
+def test_a_head_that_is_the_embedding_is_refused() -> None:
+    with pytest.raises(InputError, match=r"mup_base_width \(128\) needs a head of its own"):
+        scaled(resolve(BASE, {"model.tied_head": True}), {"width": 2.0})
