@@ -6,6 +6,9 @@ import optuna
 import pytest
 
 from moesearch import replay as command
+from moesearch.config.loader import load_study
+from moesearch.config.resolve import derive_seed, resolve
+from moesearch.config.space import feasible_points
 from moesearch.errors import InputError
 from moesearch.results.study import read_study
 from moesearch.results.table import read_table, table_of, write_table
@@ -151,3 +154,15 @@ def test_the_command_prints_one_json_object(tmp_path: Path, capsys: pytest.Captu
     found = json.loads(capsys.readouterr().out)
     assert found["strategies"]["random+none"]["reached"] == 1.0
     assert found["table"]["whole_cost"] == whole_cost(TABLE, "active_flops")
+
+
+def test_the_committed_table_has_three_seeds_of_every_feasible_point_of_its_study() -> None:
+    root = Path(__file__).parents[2]
+    table, study = read_table(root / command.BENCHMARK), load_study(root / "studies" / "table.yaml")
+    points = feasible_points(study)
+    assert points is not None
+    assert {resolve(study.base, point).fingerprint() for point in points} == set(table.seeds)
+    assert {len(curves) for curves in table.seeds.values()} == {3}
+    for fingerprint, curves in table.seeds.items():
+        seeds = [derive_seed(study.sampler.seed, fingerprint, curve.replicate) for curve in curves]
+        assert [curve.seed for curve in curves] == seeds
