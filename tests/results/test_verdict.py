@@ -1,12 +1,14 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from moesearch.results.runs import ConfirmRun
+from moesearch.results import wording
+from moesearch.results.runs import ConfirmRun, Rate
 from moesearch.results.verdict import OpenedTest, Verdict, decide
 
 
@@ -180,3 +182,46 @@ def test_json_gives_an_equal_verdict(losses: list[list[float]]) -> None:
     tested = Verdict.from_json({**verdict.to_json(), "test": OpenedTest((1.9,), (2.7,), 1.0).__dict__})
     assert tested.test == OpenedTest((1.9,), (2.7,), 1.0)
     assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
+
+
+def with_control(label: str, **changes: bool) -> list[ConfirmRun]:
+    """The winner's runs, with one configuration as the dense control."""
+    return [
+        replace(run, label="the dense control", is_control=True, **changes) if run.label == label else run
+        for run in planted(WINNER, baseline=0)
+    ]
+
+
+def test_the_baseline_is_said_where_the_runner_up_is_the_dense_control() -> None:
+    sentence = decide(with_control("E4")).sentence
+    assert "below the runner-up, the dense control, at 95 % confidence" in sentence
+    assert sentence.endswith("It beats the baseline, E1, by 0.1000 nats (5.24 %).")
+
+
+def test_the_dense_control_is_said_with_what_it_is() -> None:
+    runs = with_control("E1", is_baseline=False)
+    assert decide(runs).sentence.endswith("It beats the dense control of equal active FLOPs by 0.1000 nats (5.24 %).")
+
+
+def test_a_dense_control_that_wins_is_said_to_be_best() -> None:
+    assert decide(with_control("E2")).sentence.startswith("The dense control is best: 1.8100 nats")
+
+
+def at_rate(lr: float, tried: dict[float, float | None]) -> Verdict:
+    rate = Rate(lr, searched_lr=1e-3, tried=tuple(tried.items()))
+    return decide([replace(run, rate=rate) for run in planted(WINNER)])
+
+
+def test_the_winners_curse_compares_at_the_learning_rate_of_the_search() -> None:
+    assert at_rate(1e-3, {5e-4: 1.9, 1e-3: 1.8, 2e-3: 1.9}).flattery == pytest.approx(1.79 - 1.81)
+    moved = at_rate(2e-3, {5e-4: 1.9, 1e-3: 1.85, 2e-3: 1.8, 4e-3: None})
+    assert moved.flattery == pytest.approx(1.79 - 1.85)
+    assert any("on a fresh seed at the same learning rate, 0.001." in detail for detail in wording.details(moved))
+
+
+def test_the_learning_rates_are_said_and_one_at_the_end_of_those_tried_is_a_warning() -> None:
+    bracketed = wording.details(at_rate(1e-3, {5e-4: 1.9, 1e-3: 1.8, 2e-3: 1.9}))
+    assert any("the best of 3 that it tried on a seed apart, 0.001 for E2" in detail for detail in bracketed)
+    assert not any("may lie beyond" in detail for detail in bracketed)
+    at_end = wording.details(at_rate(8e-3, {4e-3: 1.9, 8e-3: 1.8}))
+    assert any("The learning rate of E2 is at the end of those tried" in detail for detail in at_end)
