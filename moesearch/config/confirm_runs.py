@@ -1,4 +1,4 @@
-"""How many runs a confirmation has. Imports nothing, so that a quick look at a store need not wait for pydantic."""
+"""How large a confirmation is. Imports nothing, so that a quick look at a store need not wait for pydantic."""
 
 from __future__ import annotations
 
@@ -14,3 +14,11 @@ def num_confirm_runs(*, top: int, seeds: int, lr_search: bool, has_baseline: boo
     if top == 0:
         return 0
     return (top + has_baseline + has_control) * (seeds + (NUM_FIRST_RATES if lr_search else 0))
+
+
+def confirm_milestones(milestones: int) -> int:
+    """Milestones of a run that nobody stops, and whose last loss alone decides: a fifth of the search's.
+
+    On the way, a milestone is where a killed run goes on from.
+    """
+    return max(1, milestones // 5)

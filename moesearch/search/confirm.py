@@ -21,6 +21,7 @@ from optuna.samplers import RandomSampler
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from moesearch.config.confirm_runs import confirm_milestones
 from moesearch.config.resolve import derive_seed, resolve
 from moesearch.config.study import MAX_CONFIRM_SEEDS, StudyConfig
 from moesearch.config.trial import TrialConfig
@@ -161,11 +162,7 @@ def _confirmation(finalist: Finalist, index: int, config: StudyConfig, rate: flo
 
 
 def _milestones(finalist: Finalist) -> dict[str, int]:
-    """Nobody stops these runs, and the last loss alone decides: they are evaluated a fifth as often as in the search.
-
-    On the way, a milestone is where a killed run goes on from.
-    """
-    return {"budget.milestones": max(1, finalist.config.budget.milestones // 5)}
+    return {"budget.milestones": confirm_milestones(finalist.config.budget.milestones)}
 
 
 def _waiting(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal, assert_never
 
+from moesearch.config.confirm_runs import confirm_milestones
 from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob
 from moesearch.config.labels import short_value
 from moesearch.config.resolve import resolve
@@ -114,7 +115,11 @@ def plan(config: StudyConfig) -> Plan:
     points = feasible_points(config, limit=MAX_LISTED_POINTS)
     base_cost = _cost(base, text)
     trials = list(texts.measured(config, points or ())) or [(base, text)]
-    flops = [_cost(trial, sizes).flops for trial, sizes in trials]
+    costs = [_cost(trial, sizes) for trial, sizes in trials]
+    flops = [one.flops for one in costs]
+    milestones = config.base.budget.milestones
+    evaluated = confirm_milestones(milestones) / milestones
+    confirm_flops = [one.train_flops + evaluated * one.eval_flops for one in costs]
     device_type: Literal["cpu", "cuda"] = "cuda" if config.run.device.startswith("cuda") else "cpu"
     memory = [peak_memory_bytes(trial, sizes.vocab_size, device_type=device_type) for trial, sizes in trials]
     return Plan(
@@ -149,7 +154,7 @@ def plan(config: StudyConfig) -> Plan:
         min_memory_bytes=min(memory),
         max_memory_bytes=max(memory),
         num_confirm_runs=config.num_confirm_runs,
-        confirm_flops=config.num_confirm_runs * fmean(flops),
+        confirm_flops=config.num_confirm_runs * fmean(confirm_flops),
     )
 
 
