@@ -184,10 +184,10 @@ def test_json_gives_an_equal_verdict(losses: list[list[float]]) -> None:
     assert Verdict.from_json(json.loads(json.dumps(verdict.to_json()))) == verdict
 
 
-def with_control(label: str, **changes: bool) -> list[ConfirmRun]:
-    """The winner's runs, with one configuration as the dense control."""
+def with_control(label: str) -> list[ConfirmRun]:
+    """The winner's runs, with one configuration as the dense control, which then is no baseline."""
     return [
-        replace(run, label="the dense control", is_control=True, **changes) if run.label == label else run
+        replace(run, label="the dense control", is_control=True, is_baseline=False) if run.label == label else run
         for run in planted(WINNER, baseline=0)
     ]
 
@@ -199,8 +199,9 @@ def test_the_baseline_is_said_where_the_runner_up_is_the_dense_control() -> None
 
 
 def test_the_dense_control_is_said_with_what_it_is() -> None:
-    runs = with_control("E1", is_baseline=False)
-    assert decide(runs).sentence.endswith("It beats the dense control of equal active FLOPs by 0.1000 nats (5.24 %).")
+    assert decide(with_control("E1")).sentence.endswith(
+        "It beats the dense control of equal active FLOPs by 0.1000 nats (5.24 %)."
+    )
 
 
 def test_a_dense_control_that_wins_is_said_to_be_best() -> None:
