@@ -193,7 +193,7 @@ def trials_at_once(bench: Bench) -> list[Figure]:
 
 
 def _lanes(bench: Bench) -> list[Figure]:
-    """A trial's steps are shared by the lanes; its evaluations are its own, since each lane is evaluated alone."""
+    """Lanes share steps and evaluations: trials of one length reach their milestones together."""
     part_of_val = bench.pace.part_of_val
     tokens = settings.with_part_of_val(bench.search_tokens, part_of_val)
     config = bench.search.model_copy(update={"budget": bench.article.budget})
@@ -203,7 +203,7 @@ def _lanes(bench: Bench) -> list[Figure]:
         subject = TrainerSteps(config, tokens, num_lanes=num_lanes, device=bench.device)
         side = bench.steps_of(subject)
         sides[f"step {num_lanes}"] = Side(side.call, units=side.units * num_lanes)
-        sides[f"evaluation {num_lanes}"] = Side(subject.evaluate, settles=False)
+        sides[f"evaluation {num_lanes}"] = Side(subject.evaluate, units=num_lanes, settles=False)
     timings = interleave(sides, bench.clock, bench.effort(4))
     trials = {
         num_lanes: {

@@ -23,6 +23,7 @@ class TrainerSteps:
 
     def __init__(self, config: TrialConfig, tokens: TokenData, *, num_lanes: int = 1, device: str) -> None:
         self.trainer = LaneTrainer(tokens, num_lanes=num_lanes, device=device)
+        self.num_lanes = num_lanes
         for lane in range(num_lanes):
             self.trainer.load(lane, config.model_copy(update={"seed": lane}))
 
@@ -37,8 +38,8 @@ class TrainerSteps:
         assert len(points) == len({lane for lane, _ in points}) > 0, "the lanes have come to their end"
 
     def evaluate(self) -> None:
-        """One exact evaluation of the first lane on the validation split."""
-        self.trainer.evaluate(0, "val")
+        """One exact evaluation of all lanes on the validation split, as at a milestone that they reach together."""
+        self.trainer.evaluate_together(range(self.num_lanes), "val")
 
 
 class ForwardBackward:

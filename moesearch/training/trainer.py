@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -121,10 +121,14 @@ class LaneTrainer:
 
     def evaluate(self, lane: int, split: Literal["val", "test"]) -> SplitResult:
         """Exact loss and router health of a lane on a whole split."""
-        loaded = self._loaded(lane)
-        results = self._evaluate([loaded], split, never)
+        return self.evaluate_together([lane], split)[lane]
+
+    def evaluate_together(self, lanes: Sequence[int], split: Literal["val", "test"]) -> dict[int, SplitResult]:
+        """The same for several lanes, in one pass over the split."""
+        loaded = {self._loaded(index): index for index in lanes}
+        results = self._evaluate(list(loaded), split, never)
         assert results is not None
-        return results[loaded]
+        return {loaded[lane]: result for lane, result in results.items()}
 
     def model(self, lane: int) -> MoETransformer:
         """A lane's model alone; it is the one in training where no other lane is."""

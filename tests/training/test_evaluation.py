@@ -110,3 +110,10 @@ def test_an_evaluation_that_is_told_to_stop_gives_nothing() -> None:
 def test_the_memory_of_the_logits_is_bounded_for_large_vocabularies() -> None:
     assert evaluation_windows(4, 32, 10**5, "cpu") * 4 * 32 * 10**5 * 4 <= 256 * 2**20
     assert evaluation_windows(1, 1_000_000, 10**6, "cpu") == 1
+
+
+def test_several_lanes_can_be_evaluated_on_demand() -> None:
+    trainer = trainer_of(trial(), trial(seed=1), trial(seed=2))
+    results = trainer.evaluate_together([2, 0], "test")
+    assert set(results) == {0, 2}
+    assert results[2].loss == pytest.approx(trainer.evaluate(2, "test").loss, abs=1e-6)
