@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moesearch.config.trial import MoEConfig
+from moesearch.model.layers import softmax
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,19 @@ class GateForms:
 
     def scores(self, logits_RNE: Tensor) -> Tensor:
         """A softmax over all experts, or the sigmoid of each: 0 for an expert that a lane lacks."""
-        scores_RNE = torch.softmax(logits_RNE, -1)
+        scores_RNE = softmax(logits_RNE)
         return (
             scores_RNE if self.is_sigmoid_R11 is None else logits_RNE.sigmoid().where(self.is_sigmoid_R11, scores_RNE)
         )
 
     def probabilities(self, logits_RNE: Tensor) -> Tensor:
         """Scores divided by their sum over all experts."""
-        return torch.softmax(self._log_weights(logits_RNE), -1)
+        return softmax(self._log_weights(logits_RNE))
 
     def gates(self, chosen_RNK: Tensor, logits_RNE: Tensor) -> Tensor:
         """Gates of the chosen, from their logits (-inf beyond the lane's K: a gate of 0) and those of all experts."""
         log_weights_RNK = self._log_weights(chosen_RNK)
-        gates_RNK = torch.softmax(log_weights_RNK, -1)
+        gates_RNK = softmax(log_weights_RNK)
         if self.is_as_scored_R11 is not None:
             log_total_RN1 = logits_RNE.logsumexp(-1, keepdim=True)
             if self.is_sigmoid_R11 is not None:
