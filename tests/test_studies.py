@@ -9,6 +9,7 @@ import pytest
 from moesearch.config.loader import load_study
 from moesearch.config.resolve import resolve
 from moesearch.config.space import feasible_points, size
+from moesearch.config.trial import ModelConfig
 
 STUDIES = sorted((Path(__file__).parents[1] / "studies").glob("*.yaml"))
 
@@ -41,7 +42,7 @@ def test_makemoe_is_the_articles_model_and_run() -> None:
     study = load_study(Path(__file__).parents[1] / "studies" / "makemoe.yaml")
     trial = resolve(study.base, study.enqueue[0])
     model = {"width": 128, "num_layers": 8, "num_heads": 8, "context": 32, "dropout": 0.1, "attention_scale": "width"}
-    assert trial.model.model_dump() == model
+    assert trial.model == ModelConfig.model_validate(model)
     assert (trial.data.corpus, trial.data.text, trial.data.tokenizer) == ("tiny_shakespeare", None, "char")
     assert (trial.data.batch_size, trial.data.order_seed, trial.data.context_bytes) == (16, None, None)
     assert (trial.budget.steps, trial.budget.milestones) == (5000, 50)

@@ -180,8 +180,7 @@ def plan_lines(planned: Plan) -> list[str]:
         f"trial    {base.steps:,} steps, {base.train_tokens:,} tokens, {_flops(base.train_flops)} to train and "
         f"{_flops(base.eval_flops)} for {planned.milestones} exact evaluations (base); "
         f"{_flops(planned.min_trial_flops)} to {_flops(planned.max_trial_flops)} over the space",
-        f"memory   {_megabytes(planned.memory_bytes)} for a lane (base), {_megabytes(planned.min_memory_bytes)} to "
-        f"{_megabytes(planned.max_memory_bytes)} over the space; estimated, without torch and the text",
+        f"memory   {_memory_text(planned)}; estimated, without torch and the text",
         f"in all   {_flops(planned.study_flops)} if no trial is pruned, and {_flops(planned.confirm_flops)} "
         f"for at most {planned.num_confirm_runs} runs to confirm",
     ]
@@ -285,6 +284,13 @@ def _values_text(knob: Knob) -> str:
 
 def _scale(*, log: bool) -> str:
     return ", evenly in the logarithm" if log else ""
+
+
+def _memory_text(planned: Plan) -> str:
+    base, least, most = (
+        _megabytes(size) for size in (planned.memory_bytes, planned.min_memory_bytes, planned.max_memory_bytes)
+    )
+    return f"{base} for a lane" if least == most else f"{base} for a lane (base), {least} to {most} over the space"
 
 
 def _megabytes(num_bytes: int) -> str:

@@ -64,7 +64,7 @@ FAULTS = {
         [("name: tiny", "name: tiny\nflavour: 3")],
         [
             "study.yaml:2: flavour names no field; known here: name, objective, num_trials, sampler, pruner, base, "
-            "search, enqueue, confirm, run"
+            "search, enqueue, confirm, control, run"
         ],
     ),
     "rules across fields": (
@@ -154,7 +154,7 @@ FAULTS = {
             "study.yaml:5: search must be a mapping with a knob or more, such as moe.top_k: "
             "{ type: categorical, choices: [1, 2] } (given {})",
             "study.yaml:6: other names no field; known here: name, objective, num_trials, sampler, pruner, base, "
-            "search, enqueue, confirm, run",
+            "search, enqueue, confirm, control, run",
         ],
     ),
     "a list for a knob": (
