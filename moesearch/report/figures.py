@@ -92,26 +92,39 @@ def cost_figure(results: StudyResults, column: str, label: str) -> Figure:
     marks += [(best.fingerprint, "best", BEST, "o")] if best is not None else []
     for fingerprint, name, colour, marker in marks:
         for _, row in table[table["fingerprint"] == fingerprint].iterrows():
-            place = (float(row[column]), float(row["value"]))
-            axes.scatter(*place, s=52, color=colour, marker=marker, edgecolor=PAPER, linewidth=1, zorder=3)
-            # The best is low, so the room is below it; most others stand below the baseline.
-            above = name == "baseline"
-            axes.annotate(
-                name,
-                place,
-                xytext=(0, 7 if above else -7),
-                textcoords="offset points",
-                ha="center",
-                va="bottom" if above else "top",
-                color=colour,
-                weight="bold",
-                zorder=4,
-            )
+            _mark(axes, (float(row[column]), float(row["value"])), name, colour, marker)
+    for place in control_place(results, column):
+        _mark(axes, place, "dense", INK, "^")
     axes.margins(x=0.12, y=0.16)
     axes.set_xlabel(label)
     axes.set_ylabel(OBJECTIVES[results.config.objective])
     count_axis(axes)
     return figure
+
+
+def control_place(results: StudyResults, column: str) -> list[tuple[float, float]]:
+    """Cost of the dense control, and its mean objective over confirmation runs; empty without one."""
+    controls = {candidate.fingerprint for candidate in results.verdict.ranking if candidate.is_control}
+    runs = results.confirm[(results.confirm["outcome"] == "complete") & results.confirm["fingerprint"].isin(controls)]
+    runs = runs[runs[column].notna()]
+    return [(float(runs[column].mean()), float(runs["value"].mean()))] if len(runs) else []
+
+
+def _mark(axes: Axes, place: tuple[float, float], name: str, colour: str, marker: str) -> None:
+    axes.scatter(*place, s=52, color=colour, marker=marker, edgecolor=PAPER, linewidth=1, zorder=3)
+    # The best is low, so the room is below it; most others stand below the baseline.
+    above = name != "best"
+    axes.annotate(
+        name,
+        place,
+        xytext=(0, 7 if above else -7),
+        textcoords="offset points",
+        ha="center",
+        va="bottom" if above else "top",
+        color=colour,
+        weight="bold",
+        zorder=4,
+    )
 
 
 def pareto_front(costs: np.ndarray, values: np.ndarray) -> list[int]:

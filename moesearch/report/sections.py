@@ -120,6 +120,8 @@ def cost_section(results: StudyResults) -> Section | None:
         "A dot is a configuration with its value in the search. Nothing beats one on the dashed line in both loss and "
         "cost. Better per step need not be better per second, so every sense of cost has its picture."
     )
+    if figures.control_place(results, "flops_per_token"):
+        text += " The triangle is the dense control: no experts, equal active FLOPs, the mean of its confirmation runs."
     return Section("cost", "Cost", "What a lower loss costs", (Text(text), Gallery(tuple(pictures))))
 
 

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesearch.report.blocks import Table
-from moesearch.report.figures import pareto_front
+from moesearch.report.figures import control_place, pareto_front
 from moesearch.report.numbers import compact, duration, exact, loss
 from moesearch.report.routers import load_figure, routers_section
 from moesearch.report.summary import escape
@@ -75,3 +76,14 @@ def test_the_section_on_routers_says_how_many_experts_are_dead() -> None:
     [table] = [block for block in section.blocks if isinstance(block, Table)]
     assert table.header[3] == "dead experts"
     assert len(table.rows) > 3
+
+
+def test_the_dense_control_stands_beside_the_configurations() -> None:
+    results = read_study(finished_study().storage, "experts_topk")
+    assert control_place(results, "flops_per_token") == []
+    [first, *others] = results.verdict.ranking
+    results.__dict__["verdict"] = replace(results.verdict, ranking=(replace(first, is_control=True), *others))
+    [(cost, value)] = control_place(results, "flops_per_token")
+    runs = results.confirm[results.confirm["fingerprint"] == first.fingerprint]
+    assert cost == runs["flops_per_token"].iloc[0]
+    assert value == pytest.approx(runs["value"].mean())
