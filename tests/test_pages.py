@@ -64,6 +64,7 @@ def test_one_command_answers_the_question_of_a_study_file(run: dict[str, Any], f
     assert run["finished"] == 4
     assert run["sentence"]
     assert len(run["verdict"]["test"]["losses"]) == 2
+    assert len(run["verdict"]["test"]["sample"]) > 100
     report = folder / "reports" / "tiny"
     assert {"index.html", "summary.md", "trials.csv", "curves.csv", "best.yaml"} <= {p.name for p in report.iterdir()}
     assert load_trial(report / "best.yaml").moe.num_experts in (2, 4)

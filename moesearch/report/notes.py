@@ -44,11 +44,15 @@ def dashboard_notes(results: StudyResults, report: str, experiment_url: str | No
     numbers = [*ranked, *rest][:MAX_NOTES]
     baseline = results.ranking.loc[results.ranking["fingerprint"] == results.baseline_fingerprint, "best_number"]
     pictured = dict.fromkeys([*ranked[:MAX_PICTURES], *map(int, baseline)])
+    opened = results.verdict.test
+    sample = {"sample.txt": opened.sample.encode()} if opened is not None and opened.sample else {}
     with canvas.style():
         return Notes(
             study=_study_note(results, report, experiment_url),
             trials={number: _trial_note(results, number, experiment_url) for number in numbers},
-            study_files={"learning_curves.png": canvas.to_png(figures.curves_figure(results))} if ranked else {},
+            study_files={"learning_curves.png": canvas.to_png(figures.curves_figure(results)), **sample}
+            if ranked
+            else {},
             trial_files={number: _pictures(results, number) for number in pictured},
         )
 

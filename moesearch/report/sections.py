@@ -72,6 +72,9 @@ def recommended_section(results: StudyResults) -> Section | None:
         Snippet("best.yaml", export_yaml(results)),
         Snippet("Train it for its full budget", "python -m moesearch.train best.yaml", in_summary=True),
     ]
+    opened = results.verdict.test
+    if opened is not None and opened.sample:
+        blocks.append(Snippet("What it writes, at this size and budget", opened.sample, is_folded=True))
     is_confirmed = results.verdict.conclusion != "unconfirmed"
     title = f"{'Recommended' if is_confirmed else 'Leading, not confirmed'}: {exported.label}"
     return Section("recommended", "Recommended", title, tuple(blocks))

@@ -94,6 +94,8 @@ class OpenedTest:
     bits_per_byte: tuple[float, ...]
     opened_at: float
     """Unix seconds."""
+    sample: str = ""
+    """A text by the model of the first seed."""
 
     @property
     def mean_loss(self) -> float:
@@ -190,7 +192,9 @@ class Verdict:
                 "left_out": tuple(LeftOut(**left_out) for left_out in values["left_out"]),
                 "test": None
                 if test is None
-                else OpenedTest(tuple(test["losses"]), tuple(test["bits_per_byte"]), test["opened_at"]),
+                else OpenedTest(
+                    tuple(test["losses"]), tuple(test["bits_per_byte"]), test["opened_at"], test.get("sample", "")
+                ),
             }
         )
 

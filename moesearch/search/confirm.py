@@ -203,6 +203,7 @@ def settle_verdict(config: StudyConfig, storage: RDBStorage, open_test_split: Te
     return verdict
 
 
-def new_opening(losses: Sequence[float], bits_per_byte: Sequence[float]) -> OpenedTest:
+def new_opening(losses: Sequence[tuple[float, float]], sample: str) -> OpenedTest:
     """The record of an opening of the test split that took place now."""
-    return OpenedTest(tuple(losses), tuple(bits_per_byte), opened_at=time.time())
+    nats, bits_per_byte = zip(*losses, strict=True)
+    return OpenedTest(nats, bits_per_byte, opened_at=time.time(), sample=sample)

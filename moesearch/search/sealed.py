@@ -9,18 +9,27 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from moesearch.errors import CheckpointError
 
+SAMPLE_TOKENS = 300
 
-def test_losses(folders: Sequence[Path], device: str) -> list[tuple[float, float]]:
-    """Loss in nats per token and bits per byte on the test split, of each model whose checkpoint is there."""
+
+def look(folders: Sequence[Path], device: str) -> dict[str, Any]:
+    """What the models say, of those whose checkpoint is there.
+
+    ``losses`` holds nats per token and bits per byte of each on the test split, ``sample`` a text by the first one.
+    """
+    from moesearch.data.tokenizers import decode
     from moesearch.data.tokens import Texts
+    from moesearch.model.generation import generate
     from moesearch.training.checkpoints import has_checkpoint, load_checkpoint
     from moesearch.training.trainer import LaneTrainer
 
     texts = Texts()
-    results = []
+    losses: list[tuple[float, float]] = []
+    sample = ""
     for folder in folders:
         if not has_checkpoint(folder):
             continue
@@ -28,18 +37,21 @@ def test_losses(folders: Sequence[Path], device: str) -> list[tuple[float, float
             checkpoint = load_checkpoint(folder)
         except CheckpointError:
             continue
-        trainer = LaneTrainer(texts.of(checkpoint.config.data), device=device)
+        tokens = texts.of(checkpoint.config.data)
+        trainer = LaneTrainer(tokens, device=device)
         trainer.load(0, checkpoint.config, checkpoint)
         loss = trainer.evaluate(0, "test")
-        results.append((loss.loss, loss.bits_per_byte))
-    return results
+        losses.append((loss.loss, loss.bits_per_byte))
+        if not sample:
+            # It begins as the validation text does, by one token.
+            ids = generate(trainer.model(0), 0, tokens.val[:1].tolist(), SAMPLE_TOKENS, checkpoint.config.seed)
+            sample = decode(tokens.tokenizer, ids)
+    return {"losses": losses, "sample": sample}
 
 
 def main() -> int:
     order = json.load(sys.stdin)
-    folders = [Path(folder) for folder in order["folders"]]
-    results = test_losses(folders, order["device"])
-    json.dump(results, sys.stdout)
+    json.dump(look([Path(folder) for folder in order["folders"]], order["device"]), sys.stdout)
     return 0
 
 

@@ -275,5 +275,5 @@ def open_test_split(order: WorkOrder, keys: Sequence[str]) -> OpenedTest | None:
     )
     if done.returncode:
         raise MoesearchError(f"the test split could not be evaluated:\n{done.stderr.strip()}")
-    results = json.loads(done.stdout)
-    return new_opening([loss for loss, _ in results], [bpb for _, bpb in results]) if results else None
+    seen = json.loads(done.stdout)
+    return new_opening(seen["losses"], seen["sample"]) if seen["losses"] else None
