@@ -15,8 +15,8 @@ from moesearch.results.records import RATE_PARAM
 
 FIRST = (-1, 0, 1)
 """Doublings of the rate that are tried at once; -1 is half of it."""
-FURTHEST = 3
-"""Doublings and halvings at most: an eighth to eight times."""
+FURTHEST = 5
+"""Doublings and halvings at most: a 32nd to 32 times."""
 
 Losses = Mapping[int, float]
 """Doublings -> final validation loss of the runs that ended; infinite where a run diverged or could not be."""

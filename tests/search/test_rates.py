@@ -27,7 +27,7 @@ def test_a_best_rate_between_worse_ones_ends_the_search() -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimum", "tried"), [(1.2, [-1, 0, 1, 2]), (-2.1, [-3, -2, -1, 0, 1]), (9, [-1, 0, 1, 2, 3])]
+    ("optimum", "tried"), [(1.2, [-1, 0, 1, 2]), (-2.1, [-3, -2, -1, 0, 1]), (9, [-1, 0, 1, 2, 3, 4, 5])]
 )
 def test_the_search_goes_on_until_the_best_rate_is_bracketed_or_far(optimum: float, tried: list[int]) -> None:
     losses = search(optimum)
@@ -51,5 +51,5 @@ def test_of_equal_rates_the_one_that_was_searched_stays() -> None:
 
 def test_rates_beyond_the_field_are_not_tried() -> None:
     config = resolve(TrialConfig(), {"optim.lr": 40.0})
-    assert sorted(impossible(config)) == [2, 3]
+    assert sorted(impossible(config)) == [2, 3, 4, 5]
     assert rate_at(config, -1) == 20
