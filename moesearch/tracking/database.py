@@ -103,6 +103,9 @@ def _prepare_sqlite(path: Path, tracking_uri: str) -> None:
                 raise TrackingError(
                     f"{path} is an Optuna store, and MLflow cannot share one: give it a database of its own"
                 )
+        if not tables:
+            _create(path)
+        with closing(sqlite3.connect(path, timeout=60)) as database:
             # With a write-ahead log, a browser that reads never stops a worker that writes.
             database.execute("PRAGMA journal_mode = WAL")
         try:
@@ -156,6 +159,22 @@ def _create_database(url: URL) -> None:
                     f"the server has no database {url.database}, and {url.username} may not create it "
                     f"({str(error.orig).strip()}); have it made (`createdb {url.database}`), or set MLFLOW_TRACKING_URI"
                 ) from error
+
+
+def _create(path: Path) -> None:
+    """Put a new database in place as a whole. MLflow cannot go on with one whose creation was cut short by a kill."""
+    draft, copy = path.with_name(f"{path.name}.draft"), path.with_name(f"{path.name}.new")
+    try:
+        for leftover in (draft, copy):
+            leftover.unlink(missing_ok=True)
+        open_client(f"sqlite:///{draft.absolute()}")
+        # MLflow keeps its connection to the draft for good, so a copy takes its place.
+        with closing(sqlite3.connect(draft)) as source, closing(sqlite3.connect(copy)) as target:
+            source.backup(target)
+        copy.replace(path)
+    finally:
+        for leftover in (draft, copy):
+            leftover.unlink(missing_ok=True)
 
 
 def _migrate(path: Path, tracking_uri: str) -> None:
