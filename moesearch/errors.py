@@ -8,6 +8,7 @@ MoesearchError
 |   `-- UnknownStudyError   a study or trial that the store does not hold
 |-- InfeasibleError         a proposal that breaks a rule across fields; knowledge for the sampler
 |-- CheckpointError         a checkpoint that is torn, altered or of another model
+|-- DiskCapError             a checkpoint that does not fit run.max_disk_gb; the trial goes on without it
 |-- TrackingError           MLflow cannot be reached or refuses; a view is lost, never a result
 `-- LostTrialError          another worker took this trial over; its results must be dropped
 """
@@ -69,6 +70,10 @@ class InfeasibleError(MoesearchError):
 
 class CheckpointError(MoesearchError):
     """A checkpoint that is torn, altered, or does not fit the model it is loaded into."""
+
+
+class DiskCapError(MoesearchError):
+    """A checkpoint does not fit the study's share of the disk, even with all that can be spared deleted."""
 
 
 class TrackingError(MoesearchError):

@@ -88,6 +88,15 @@ def _run(config: StudyConfig, args: argparse.Namespace) -> int:
     from moesearch.search.supervisor import run_study
     from moesearch.terminal import LiveDisplay
 
+    was_full = False
+
+    def show(progress: Progress) -> None:
+        nonlocal was_full
+        if progress.lacks_room != was_full:
+            was_full = progress.lacks_room
+            display.warn(_disk_news(order.runs, is_full=was_full))
+        display.update(_snapshot(progress, workers.num_workers))
+
     command = shlex.join(["python", "-m", "moesearch.run", *map(mask_url, sys.argv[1:])])
     try:
         with _hired(config, args) as (order, workers), LiveDisplay(quiet=args.quiet) as display:
@@ -98,7 +107,7 @@ def _run(config: StudyConfig, args: argparse.Namespace) -> int:
                     workers,
                     fresh=args.fresh,
                     command=command,
-                    show=lambda progress: display.update(_snapshot(progress, workers.num_workers)),
+                    show=show,
                 )
             for log in outcome.notes:
                 display.warn(f"a worker wrote to {log}")
@@ -144,6 +153,17 @@ def _hired(config: StudyConfig, args: argparse.Namespace) -> Iterator[tuple[Work
     with cluster.joined_cluster():
         cluster.refuse_sqlite_on_other_hosts(order.storage_url)
         yield order, cluster.RayCrew(order, cluster.cluster_share(config))
+
+
+def _disk_news(folder: Path, *, is_full: bool) -> str:
+    import shutil
+
+    free = f"{shutil.disk_usage(folder).free / 1e6:,.0f} MB are free on the disk of {folder}"
+    if is_full:
+        return (
+            f"no room for a checkpoint or the store: {free}; training pauses, and goes on by itself when there is room"
+        )
+    return f"{free}; training goes on"
 
 
 def _report(order: WorkOrder, reports: Path) -> Path:

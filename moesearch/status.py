@@ -60,7 +60,14 @@ def state_of(study: StudyOverview) -> State:
         return "running"
     if study.phase == "done":
         return "done"
-    return "running" if study.has_open_session and not study.running else "paused"
+    return "running" if study.open_session is not None and not _is_over(study) else "paused"
+
+
+def _is_over(study: StudyOverview) -> bool:
+    """Whether the command that has not said its end is known to be gone."""
+    from moesearch.search.claims import is_dead_here
+
+    return bool(study.running) or bool(study.open_session and is_dead_here(study.open_session))
 
 
 def health_of(trial: RunningTrial) -> Health:

@@ -192,3 +192,14 @@ print([name for name in ("torch", "pandas", "mlflow", "scipy", "pydantic") if na
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True
     )
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(("process", "state"), [(DEAD_WORKER, "paused"), (worker_name(), "running")])
+def test_a_command_that_was_killed_between_two_trials_does_not_run(
+    process: str, state: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with store_in(tmp_path) as builder:
+        builder.add(LEADERS[0], "complete")
+        session = {"started": STARTED.timestamp(), "ended": None, "process": process}
+        builder.storage.set_study_system_attr(builder.study_id, f"{records.SESSION_PREFIX}x", session)
+    assert study_json(tmp_path, capsys)["state"] == state

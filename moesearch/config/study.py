@@ -59,11 +59,15 @@ class PrunerConfig(Section):
     """``asha``, ``hyperband``: one trial in ``eta`` goes on at each rung."""
     first_rung: Annotated[int, Field(ge=1, le=10_000), WHOLE] = 1
     """``asha``, ``hyperband``: milestone of the first rung; the next ones are at ``eta`` times the one before."""
+    min_load_entropy: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Every type: a trial ends as ``collapsed`` at a milestone where some layer's load has less entropy than this, as a
+    fraction of log E: 1 is perfect balance, 0 one expert for all tokens, the collapse of Shazeer et al. 2017, sec. 4.
+    null lets loss alone decide."""
 
     def broken_rules(self) -> Iterator[tuple[str, str]]:
         read = _READ_BY_PRUNER[self.type]
         for name, field in type(self).model_fields.items():
-            if name not in ("type", *read) and getattr(self, name) != field.default:
+            if name not in ("type", "min_load_entropy", *read) and getattr(self, name) != field.default:
                 takes = f"it takes {', '.join(read)}" if read else "it takes no other field"
                 yield "", f"type {self.type} does not read {name} ({getattr(self, name)}); {takes}"
         if self.type == "threshold" and self.upper is None:
@@ -109,6 +113,12 @@ class RunConfig(Section):
         Field(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$", json_schema_extra={"expected": "auto, cpu, cuda or cuda:N"}),
     ] = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    max_trial_seconds: Annotated[float, Field(ge=1, le=1e9)] | None = None
+    """Wall-clock seconds that a worker may spend on one trial; then it ends as ``timed_out``, and where it does not
+    react, its worker is killed. null sets no limit."""
+    max_disk_gb: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    """Most gigabytes (1e9 bytes) of checkpoints that the study keeps; losers' go first, and a checkpoint that fits
+    beside no other is not written. null sets no limit."""
 
 
 class StudyConfig(Section):

@@ -15,6 +15,7 @@ from moesearch.report.figures import MAX_CURVES, ROW_INCHES, row_label, style_ro
 from moesearch.report.numbers import OBJECTIVES, percent
 from moesearch.results.effects import Effects
 from moesearch.results.importance import Importance
+from moesearch.results.records import FAILURES
 from moesearch.results.study import StudyResults
 
 _SEQUENTIAL = matplotlib.colors.LinearSegmentedColormap.from_list("blues", ["#f3f7fc", "#9cc3ee", "#2f78c4", "#0b3b73"])
@@ -119,7 +120,7 @@ def _why_empty(results: StudyResults, pair: Mapping[str, str]) -> str:
     trials = results.trials
     tried = np.logical_and.reduce([trials[path].map(short_value) == value for path, value in pair.items()])
     outcomes = set(trials.loc[tried, "outcome"])
-    for outcome in ("pruned", "running", "infeasible", "diverged", "out_of_memory", "error"):
+    for outcome in ("pruned", "running", *FAILURES):
         if outcome in outcomes:
             return outcome.replace("_", " ")
     return "not tried"

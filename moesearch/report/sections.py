@@ -21,6 +21,7 @@ from moesearch.results.compute import compute_spent
 from moesearch.results.effects import knob_effects
 from moesearch.results.importance import knob_importance
 from moesearch.results.provenance import choose, export_yaml, transfer_limits
+from moesearch.results.records import FAILURES
 from moesearch.results.study import StudyResults
 
 
@@ -213,9 +214,7 @@ def _pair(results: StudyResults, varied: tuple[str, ...]) -> tuple[str, str] | N
 
 def failures_section(results: StudyResults) -> Section | None:
     """Trials that do not count, and why: knowledge, but the reader should see how much there is of it."""
-    failed = results.trials[
-        results.trials["outcome"].isin(["infeasible", "diverged", "out_of_memory", "error", "lost"])
-    ]
+    failed = results.trials[results.trials["outcome"].isin(FAILURES)]
     if failed.empty:
         return None
     numbers: dict[tuple[str, str], list[int]] = {}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from moesearch.results.records import FAILURES
 from moesearch.results.study import StudyResults
 
 
@@ -47,7 +48,7 @@ class Compute:
 _GROUPS = {
     "trained to the end": ("complete",),
     "pruned": ("pruned",),
-    "diverged or failed": ("diverged", "out_of_memory", "error"),
+    "diverged or failed": tuple(failure for failure in FAILURES if failure not in ("infeasible", "lost")),
     "running": ("running",),
 }
 

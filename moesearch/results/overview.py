@@ -90,8 +90,9 @@ class StudyOverview:
     """Planned ones; before the confirmation begins, as many as the study file asks for."""
     is_confirmed: bool
     """Whether the confirmation is over, or none is asked for."""
-    has_open_session: bool
-    """Whether the last run of the command has not said that it ended; one that was killed never does."""
+    open_session: str | None
+    """The process (``host:pid:start``) of the last run of the command, if it has not said that it ended; one that was
+    killed never does. Empty for a run of an earlier version."""
     best_number: int | None
     best_label: str
     best_value: float | None
@@ -136,7 +137,7 @@ def read_overview(url: str) -> tuple[StudyOverview, ...]:
         cause = getattr(error.__cause__, "orig", None) or getattr(error, "orig", None) or error
         reason = str(cause).strip().partition("\n")[0]
         raise StoreError(f"{place}: cannot be read as a study store: {reason}") from None
-    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:  # as rows are missing or torn
+    except Exception as error:  # of a damaged file the libraries raise whatever they stumble over
         raise StoreError(f"{place}: is damaged, or not of moesearch: a record holds {error!r}") from None
 
 
@@ -225,7 +226,7 @@ def _overview(
         confirmed=sum(count for kind, count in confirm.items() if kind.state.is_finished()),
         num_confirm_runs=confirm.total() or _planned_runs(config),
         is_confirmed=config["confirm"]["top"] == 0 or records.VERDICT in attrs,
-        has_open_session=_has_open_session(attrs),
+        open_session=_open_session(attrs),
         best_number=None if best is None else best.number,
         best_label="" if best is None else config_label(best.params),
         best_value=None if best is None else best.value,
@@ -266,6 +267,7 @@ def _running_trial(trial: FrozenTrial, phase: TrialPhase, milestones: int, *, is
     )
 
 
-def _has_open_session(attrs: Mapping[str, Any]) -> bool:
+def _open_session(attrs: Mapping[str, Any]) -> str | None:
     sessions = [value for key, value in attrs.items() if key.startswith(records.SESSION_PREFIX)]
-    return bool(sessions) and max(sessions, key=lambda session: session["started"])["ended"] is None
+    last = max(sessions, key=lambda session: session["started"], default=None)
+    return None if last is None or last["ended"] is not None else last.get("process", "")

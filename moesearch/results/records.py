@@ -5,7 +5,7 @@ User attributes are short and few, since optuna-dashboard shows them; longer rec
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 # User attributes of a trial.
 FINGERPRINT = "fingerprint"
@@ -29,7 +29,15 @@ REASON = "reason"
 MLFLOW_RUN_ID = "mlflow_run_id"
 WORKER = "worker"
 
-Outcome = Literal["complete", "pruned", "violated", "diverged", "infeasible", "out_of_memory", "error", "lost"]
+Failure = Literal["infeasible", "diverged", "collapsed", "out_of_memory", "timed_out", "error", "lost"]
+"""How a trial ends that does not count; docs/reliability.md says which are tried again, and what follows.
+
+``infeasible``: breaks a rule, never trained. ``diverged``: a loss or gradient was not finite. ``collapsed``: its router
+sent nearly all tokens to few experts. ``out_of_memory``: did not fit, or would not. ``timed_out``: took longer than
+``run.max_trial_seconds``. ``error``: raised alone. ``lost``: its workers died time and again.
+"""
+FAILURES: tuple[Failure, ...] = get_args(Failure)
+Outcome = Literal["complete", "pruned", "violated"] | Failure
 """``violated``: trained, and stopped or ended with a violated constraint of the study file."""
 FINISHED_OUTCOMES: tuple[Outcome, ...] = ("complete", "pruned", "violated")
 """The outcomes that count against num_trials."""
@@ -54,13 +62,18 @@ RATE = "moesearch:rate"
 """Of a run before the confirmation, that tries a learning rate: ``finalist``, the fingerprint of the configuration as
 it was searched, and ``doublings`` of its learning rate, negative for halvings."""
 DEATHS = "moesearch:deaths"
-"""``milestone`` and ``count``: how many workers died on this trial since that milestone."""
+"""``milestone``, ``count`` and ``memory``: how many workers died on this trial since that milestone, and how many of
+them for memory."""
+ATTEMPT = "moesearch:attempt"
+"""``began`` (unix seconds) and ``oom_kills``: when its present worker took the trial up, and how many processes the
+kernel of that host had killed for memory by then."""
 
 # System attributes of a study.
 STUDY_CONFIG = "moesearch:study"
 """Resolved StudyConfig as JSON values."""
 SESSION_PREFIX = "moesearch:session:"
-"""+ unique id: one run of the command: started, ended (unix seconds), workers, device, host, versions, command."""
+"""+ unique id: one run of the command: started, ended (unix seconds), workers, device, host, process, versions,
+command."""
 CORPUS_FACTS = "moesearch:corpus"
 """Name, sha256, characters, distinct ones, and bytes of each split, which lie one after the other in the text."""
 VERDICT = "moesearch:verdict"

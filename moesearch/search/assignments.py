@@ -9,6 +9,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.resolve import derive_seed, resolve
+from moesearch.config.secrets import hide_secrets
 from moesearch.config.study import Objective, StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import InfeasibleError, InputError, LostTrialError
@@ -22,7 +23,7 @@ from moesearch.results.records import (
     SEED,
     Outcome,
 )
-from moesearch.search.claims import Claims, fenced
+from moesearch.search.claims import Claims, fenced, violate_a_constraint, was_killed_for_memory
 from moesearch.search.families import Family
 from moesearch.search.suggest import suggest
 from moesearch.training.points import EvalPoint
@@ -41,6 +42,8 @@ class Assignment:
     replicate: int
     last_point: EvalPoint | None
     """The last milestone that was reported by an earlier worker."""
+    must_be_alone: bool = False
+    """Whether an earlier worker was killed for memory, so that the trial may have no company in its next one."""
 
     @property
     def checkpoint_key(self) -> str:
@@ -91,6 +94,7 @@ def _assign(claims: Claims, trial: optuna.Trial, config: StudyConfig) -> Assignm
             frozen.user_attrs[FINGERPRINT],
             frozen.user_attrs[REPLICATE],
             last_point(frozen),
+            must_be_alone=was_killed_for_memory(frozen),
         )
     with fenced(trial):
         params = suggest(trial, config.search)
@@ -148,7 +152,7 @@ def finish(
     with fenced(trial):
         trial.set_user_attr(OUTCOME, outcome)
         if reason is not None:
-            trial.set_user_attr(REASON, reason[:500])
+            trial.set_user_attr(REASON, hide_secrets(reason)[:500])
         match outcome:
             case "complete":
                 state = TrialState.COMPLETE
@@ -156,10 +160,9 @@ def finish(
                 state = TrialState.PRUNED
             case "violated":  # its constraints are told apart, as the study file names them
                 state = TrialState.PRUNED if value is None else TrialState.COMPLETE
-            case "infeasible" | "diverged" | "out_of_memory":
-                # A violated constraint keeps samplers away from the region; a FAIL would be invisible to them.
+            case "infeasible" | "diverged" | "collapsed" | "out_of_memory" | "timed_out":
                 state = TrialState.PRUNED
-                _violate_a_constraint(trial)
+                violate_a_constraint(trial)
             case "error" | "lost":
                 state = TrialState.FAIL
             case _:
@@ -169,10 +172,3 @@ def finish(
         except ValueError as error:
             raise LostTrialError(f"trial {trial.number} was ended by another worker: {error}") from None
     return state
-
-
-def _violate_a_constraint(trial: optuna.Trial) -> None:
-    if "feasible" not in trial.constraints:
-        trial.set_constraint("feasible", 1.0)
-    # Samplers of Optuna 5 read the one above, optuna-dashboard 0.21 only the attribute of earlier versions.
-    trial.storage.set_trial_system_attr(trial._trial_id, "constraints", [1.0])

@@ -7,15 +7,13 @@ trials before it as the budget has.
 
 from __future__ import annotations
 
-import os
 import socket
-import threading
+import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import optuna
 import psutil
@@ -26,21 +24,25 @@ from optuna.trial import FrozenTrial, TrialState
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import LostTrialError
 from moesearch.results.continuations import counts, is_continuation, is_void, key_of
-from moesearch.results.records import CONFIG, CONTINUES, DEATHS, FAMILY, OUTCOME, REASON, WORKER
+from moesearch.results.records import ATTEMPT, CONFIG, CONTINUES, DEATHS, FAMILY, OUTCOME, REASON, WORKER, Outcome
 from moesearch.search.families import Family, family_of, is_of
+from moesearch.search.faults import num_oom_kills
 from moesearch.search.memory import Store
 from moesearch.search.pruning import halving_in
 from moesearch.search.storage import locks_all_workers
 
 MAX_DEATHS = 5
 """Workers that may die on a trial, without a new milestone in between, before it is given up."""
+MAX_MEMORY_DEATHS = 2
+"""Those of them that the kernel may kill for memory: the second one trained the trial alone."""
 
 _COPIED_NOT = (WORKER, OUTCOME, REASON)
 
 
-def worker_name() -> str:
-    """Names this process for good: a pid alone may be given to another process."""
-    return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+def worker_name(process_id: int | None = None) -> str:
+    """Names a process of this host, by default this one, for good: a pid alone may be given to another process."""
+    process = psutil.Process(process_id)
+    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.2f}"
 
 
 def is_dead_here(worker: str) -> bool:
@@ -126,6 +128,7 @@ class Claims:
         # It may have run before. The sign of life from then is old, so it would be taken for stale at once.
         self.storage.record_heartbeat(waiting._trial_id)
         try:
+            self.storage.set_trial_system_attr(waiting._trial_id, ATTEMPT, _attempt())
             if not self.storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
                 return None
         except UpdateFinishedTrialError:
@@ -139,7 +142,7 @@ class Claims:
         template = optuna.create_trial(
             state=TrialState.RUNNING,
             user_attrs={WORKER: self.worker},
-            system_attrs={FAMILY: dict(family)} if family else {},
+            system_attrs={ATTEMPT: _attempt(), **({FAMILY: dict(family)} if family else {})},
         )
         # By the study's own access to the store, whose cache must know a trial before a parameter of it is set.
         trial_id = self.study._storage.create_new_trial(self.study._study_id, template)
@@ -159,7 +162,7 @@ class Claims:
     def _continue(self, stopped: FrozenTrial) -> optuna.Trial | None:
         """A record that goes on with a stopped trial, running; None if a worker of another host was faster."""
         source = {"number": stopped.number, "milestone": stopped.last_step}
-        template = copy_of(stopped, TrialState.RUNNING, {WORKER: self.worker}, {CONTINUES: source})
+        template = copy_of(stopped, TrialState.RUNNING, {WORKER: self.worker}, {CONTINUES: source, ATTEMPT: _attempt()})
         trial_id = self.study._storage.create_new_trial(self.study._study_id, template)
         self.storage.record_heartbeat(trial_id)
         trial = self._open(trial_id)
@@ -201,10 +204,23 @@ class Claims:
         frozen = self.storage.get_trial(trial._trial_id)
         return frozen.state is TrialState.RUNNING and frozen.user_attrs.get(WORKER) == self.worker
 
-    def recover(self) -> None:
+    def overdue(self, seconds: float) -> list[FrozenTrial]:
+        """Trials that this host's workers began more than so many seconds ago."""
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        before = time.time() - seconds
+        host = f"{socket.gethostname()}:"
+        return [
+            trial
+            for trial in running
+            if ATTEMPT in trial.system_attrs and trial.system_attrs[ATTEMPT]["began"] < before
+            if trial.user_attrs.get(WORKER, "").startswith(host)
+        ]
+
+    def recover(self, *, innocent: Collection[str] = ()) -> None:
         """Put trials back into the queue whose workers died, so that others continue them.
 
         Of workers on this host it is known whether they live. Others are given up after the grace period of the store.
+        The deaths of ``innocent`` workers are not counted: their trials had no part in them.
         """
         fail_stale_trials_quietly(self.study)
         with self.lock:
@@ -218,7 +234,9 @@ class Claims:
                 else:
                     is_orphan = False
                     self._start_its_clock(trial)
-                if is_orphan:
+                if is_orphan and worker in innocent:
+                    self._return(trial._trial_id)
+                elif is_orphan:
                     self._return_or_give_up(trial)
 
     def _start_its_clock(self, trial: FrozenTrial) -> None:
@@ -231,19 +249,34 @@ class Claims:
         deaths = deaths_with_this_one(trial)
         try:
             self.storage.set_trial_system_attr(trial._trial_id, DEATHS, deaths)
-            if deaths["count"] < MAX_DEATHS:
-                self._return(trial._trial_id)
+            if deaths["memory"] >= MAX_MEMORY_DEATHS:
+                reason = f"the kernel killed its worker for memory {MAX_MEMORY_DEATHS} times, the last time alone"
+                self._give_up(trial, "out_of_memory", reason)
+            elif deaths["count"] >= MAX_DEATHS:
+                self._give_up(trial, "lost", f"its worker died {MAX_DEATHS} times")
             else:
-                self.storage.set_trial_user_attr(trial._trial_id, OUTCOME, "lost")
-                self.storage.set_trial_user_attr(trial._trial_id, REASON, f"its worker died {MAX_DEATHS} times")
-                self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+                self._return(trial._trial_id)
         except UpdateFinishedTrialError:
             pass  # it went stale meanwhile, and a copy is in the queue
+
+    def _give_up(self, trial: FrozenTrial, outcome: Outcome, reason: str) -> None:
+        self.storage.set_trial_user_attr(trial._trial_id, OUTCOME, outcome)
+        self.storage.set_trial_user_attr(trial._trial_id, REASON, reason)
+        if outcome == "lost":
+            self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        else:
+            violate_a_constraint(self._open(trial._trial_id))
+            self.storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED)
 
     def _return(self, trial_id: int) -> None:
         # In this order: a waiting trial with a dead worker's name could be taken for an orphan once it runs again.
         self.storage.set_trial_user_attr(trial_id, WORKER, "")
         self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
+
+
+def _attempt() -> dict[str, float]:
+    """When a worker takes a trial up, and what a look at its end will be compared with."""
+    return {"began": time.time(), "oom_kills": num_oom_kills()}
 
 
 def fail_stale_trials_quietly(study: optuna.Study) -> None:
@@ -279,43 +312,29 @@ def copy_of(
 
 
 def deaths_with_this_one(trial: FrozenTrial) -> dict[str, Any]:
-    """How often a worker died on this trial since its last milestone."""
-    before = trial.system_attrs.get(DEATHS, {"milestone": None, "count": 0})
-    is_stuck = before["milestone"] == trial.last_step
-    return {"milestone": trial.last_step, "count": before["count"] + 1 if is_stuck else 1}
+    """How often a worker died on this trial since its last milestone, and how often of that for memory."""
+    before = trial.system_attrs.get(DEATHS, {})
+    if before.get("milestone") != trial.last_step:
+        before = {}
+    # The kernel does not say whom it killed. One that it killed since this trial began, and a dead worker: that one.
+    attempt = trial.system_attrs.get(ATTEMPT)
+    is_for_memory = attempt is not None and num_oom_kills() > attempt["oom_kills"]
+    return {
+        "milestone": trial.last_step,
+        "count": before.get("count", 0) + 1,
+        "memory": before.get("memory", 0) + is_for_memory,
+    }
 
 
-class Heartbeat:
-    """Signs of life for the trials that this process works on, from a thread of its own."""
+def was_killed_for_memory(trial: FrozenTrial) -> bool:
+    """Whether the kernel killed a worker of this trial for memory since its last milestone."""
+    deaths = trial.system_attrs.get(DEATHS, {})
+    return bool(deaths.get("memory")) and deaths["milestone"] == trial.last_step
 
-    def __init__(self, storage: Store) -> None:
-        self._storage = storage
-        self._trial_ids: frozenset[int] = frozenset()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def watch(self, trial: optuna.Trial) -> None:
-        self._trial_ids |= {trial._trial_id}
-
-    def forget(self, trial: optuna.Trial) -> None:
-        self._trial_ids -= {trial._trial_id}
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._storage.get_heartbeat_interval()):
-            for trial_id in self._trial_ids:
-                try:
-                    self._storage.record_heartbeat(trial_id)
-                except (optuna.exceptions.OptunaError, KeyError):
-                    # A store that is briefly away costs a beat, not the trial; the next write of the loop will say so.
-                    continue
-        self._storage.remove_session()
+def violate_a_constraint(trial: optuna.Trial) -> None:
+    """Keep samplers away from the region of a trial; a FAIL alone would be invisible to them."""
+    if "feasible" not in trial.constraints:
+        trial.set_constraint("feasible", 1.0)
+    # Samplers of Optuna 5 read the one above, optuna-dashboard 0.21 only the attribute of earlier versions.
+    trial.storage.set_trial_system_attr(trial._trial_id, "constraints", [1.0])

@@ -225,6 +225,14 @@ class RayCrew:
     def device(self) -> str:
         return self._share.device
 
+    # Ray tells neither why an actor ended nor where: the two below are for the processes of one host, whose trials over
+    # their time end by their workers alone.
+    innocent: frozenset[str] = frozenset()
+    lacks_room = False
+
+    def end(self, _worker: str) -> bool:
+        return False
+
     @property
     def is_at_work(self) -> bool:
         return any(slot.result is not None or slot.restart_at is not None for slot in self._slots)

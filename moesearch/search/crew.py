@@ -6,7 +6,7 @@ import os
 import subprocess  # nosec B404
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +15,15 @@ from typing import Protocol, Self
 
 from moesearch.cli import EXIT_USER_ERROR
 from moesearch.errors import InputError, MoesearchError
+from moesearch.search.claims import worker_name
 from moesearch.search.machine import Placement
-from moesearch.search.order import ERROR_MARK, WorkOrder
+from moesearch.search.order import ERROR_MARK, EXIT_NO_ROOM, WorkOrder
 
 POLL_SECONDS = 0.1
 MAX_RESTARTS = 5
 """Times in a row that a worker is started again, with growing pauses."""
+NO_ROOM_SECONDS = 15.0
+"""How long a worker that found a disk full stays away before it looks again."""
 HEALTHY_SECONDS = 60.0
 """A worker that lived so long has not died of its start, so its count begins anew."""
 WORKER_COMMAND = (sys.executable, "-m", "moesearch.search.process")
@@ -51,6 +54,17 @@ class Workers(Protocol):
     def notes(self) -> tuple[Path, ...]:
         """Logs in which workers wrote something: a warning, an error of a trial."""
 
+    @property
+    def innocent(self) -> Collection[str]:
+        """Workers that were ended, or ended, for no fault of the trials that they had, as `worker_name` calls them."""
+
+    @property
+    def lacks_room(self) -> bool:
+        """Whether workers stay away until a full disk has room."""
+
+    def end(self, worker: str) -> bool:
+        """Kill one worker that does not react; it is started again. False if it is none of these."""
+
     def wait(self) -> None:
         """Let a moment pass; start those whose pause is over, end those that overstay a stop."""
 
@@ -76,9 +90,13 @@ class _Slot:
     index: int
     log: Path
     process: subprocess.Popen[bytes] | None = None
+    worker: str = ""
+    """The process as `worker_name` calls it."""
     started: float = 0.0
     num_restarts: int = 0
     restart_at: float | None = None
+    lacks_room: bool = False
+    """Whether it left since a disk is full, until it is started again."""
 
 
 class Crew:
@@ -93,6 +111,7 @@ class Crew:
             _Slot(index, order.logs / f"worker-{os.getpid()}-{index}.log") for index in range(placement.num_workers)
         ]
         self._kill_at: float | None = None
+        self._innocent: set[str] = set()
 
     def __str__(self) -> str:
         return str(self._placement)
@@ -128,6 +147,14 @@ class Crew:
         return self._kill_at is not None
 
     @property
+    def innocent(self) -> Collection[str]:
+        return self._innocent
+
+    @property
+    def lacks_room(self) -> bool:
+        return any(slot.lacks_room for slot in self._slots)
+
+    @property
     def notes(self) -> tuple[Path, ...]:
         return tuple(slot.log for slot in self._slots if slot.log.exists() and slot.log.stat().st_size > 0)
 
@@ -156,6 +183,17 @@ class Crew:
                 slot.process.wait()
                 self._forget(slot)
 
+    def end(self, worker: str) -> bool:
+        for slot in self._slots:
+            if slot.process is not None and slot.worker == worker:
+                slot.process.kill()
+                slot.process.wait()
+                self._innocent.add(worker)
+                self._forget(slot)
+                slot.restart_at = None if self.is_stopping else time.monotonic()
+                return True
+        return False
+
     def bury_the_dead(self) -> bool:
         has_died = False
         for slot in self._slots:
@@ -168,7 +206,11 @@ class Crew:
             has_died = True
             if code == EXIT_USER_ERROR:
                 raise InputError(self._last_words(slot))
-            if not self.is_stopping:
+            slot.lacks_room = code == EXIT_NO_ROOM
+            if slot.lacks_room:
+                self._innocent.add(slot.worker)
+                slot.restart_at = None if self.is_stopping else time.monotonic() + NO_ROOM_SECONDS
+            elif not self.is_stopping:
                 self._plan_restart(slot, code)
         return has_died
 
@@ -194,7 +236,8 @@ class Crew:
                 env=self._placement.environment(slot.index),
                 start_new_session=True,  # Ctrl-C in a terminal is for the supervisor alone
             )
-        slot.process, slot.started, slot.restart_at = process, time.monotonic(), None
+        slot.process, slot.started, slot.restart_at, slot.lacks_room = process, time.monotonic(), None, False
+        slot.worker = worker_name(process.pid)
         assert process.stdin is not None
         with suppress(BrokenPipeError):  # it died at once; `bury_the_dead` will see
             process.stdin.write(self._order.to_json().encode() + b"\n")

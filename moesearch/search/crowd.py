@@ -25,6 +25,10 @@ class Crowd:
             # They are first in the queue, and train one by one: the guilty one fails alone.
             self._num_suspects = num_loaded
 
+    def isolate(self) -> None:
+        """Give the trial that comes next no company."""
+        self._num_suspects = max(1, self._num_suspects)
+
     def note_end(self) -> None:
         """Take down that a lane's trial ended, or went back."""
         self._num_suspects = max(0, self._num_suspects - 1)

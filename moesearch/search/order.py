@@ -12,6 +12,9 @@ from moesearch.config.study import StudyConfig
 ERROR_MARK = "moesearch cannot go on: "
 """Begins the last message in the log of a worker that leaves because of a person's mistake."""
 
+EXIT_NO_ROOM = 75
+"""Of a worker that found a disk full; sysexits.h calls it EX_TEMPFAIL."""
+
 
 def dashboard_files(runs: Path) -> Path:
     """Where optuna-dashboard finds files, of all studies of a store."""

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -26,6 +24,7 @@ from moesearch.config.study import MAX_LANES
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import InputError, TrackingError
 from moesearch.model import cost
+from moesearch.model.memory import peak_memory_bytes
 from moesearch.results.records import (
     ACTIVE_PARAMS,
     BYTES_PER_TOKEN,
@@ -33,10 +32,14 @@ from moesearch.results.records import (
     FLOPS_PER_TOKEN,
     TOTAL_PARAMS,
     VOCAB_SIZE,
+    confirm_study_name,
 )
 from moesearch.search.claims import Claims, requeue_stale, worker_name
 from moesearch.search.confirm import plan_confirmation, queue_due_runs
-from moesearch.search.order import ERROR_MARK, WorkOrder
+from moesearch.search.disk import DiskCap, DiskCheckpoints, losers_first
+from moesearch.search.faults import is_disk_full
+from moesearch.search.headroom import MemoryCheck, Room, host_room, resident_bytes
+from moesearch.search.order import ERROR_MARK, EXIT_NO_ROOM, WorkOrder
 from moesearch.search.storage import open_storage, store_lock
 from moesearch.search.study import join_study
 from moesearch.search.view import RunView
@@ -44,30 +47,10 @@ from moesearch.search.worker import Job, run_worker
 from moesearch.tracking.mlflow import MLflowTracker, prepare
 
 if TYPE_CHECKING:
-    from moesearch.data.tokens import TokenData
-    from moesearch.training.checkpoints import LaneCheckpoint
+    from moesearch.data.tokens import Texts, TokenData
+    from moesearch.training.text_trainer import TextTrainer
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class DiskCheckpoints:
-    """Checkpoints in folders named by their keys."""
-
-    root: Path
-
-    def save(self, key: str, checkpoint: LaneCheckpoint) -> None:
-        from moesearch.training.checkpoints import save_checkpoint
-
-        save_checkpoint(checkpoint, self.root / key)
-
-    def load(self, key: str) -> LaneCheckpoint | None:
-        from moesearch.training.checkpoints import has_checkpoint, load_checkpoint
-
-        return load_checkpoint(self.root / key) if has_checkpoint(self.root / key) else None
-
-    def delete(self, key: str) -> None:
-        shutil.rmtree(self.root / key, ignore_errors=True)
 
 
 def work(order: WorkOrder, stop: threading.Event) -> None:
@@ -97,9 +80,10 @@ def work(order: WorkOrder, stop: threading.Event) -> None:
             BYTES_PER_TOKEN: round(text.bytes_per_token, 4),
         }
 
+    memory = memory_check(order, texts, trainer)
     claims = _claims(storage, join_study(config, storage), config.num_trials)
-    job = Job(config, claims, RunView(tracker, config.name, "search", corpus), facts)
-    run_worker(job, trainer, DiskCheckpoints(order.search_checkpoints), stop)
+    job = Job(config, claims, RunView(tracker, config.name, "search", corpus), facts, memory=memory)
+    run_worker(job, trainer, DiskCheckpoints(order.search_checkpoints, _disk_cap(order, storage)), stop)
     confirm = None if stop.is_set() or not claims.is_over() else plan_confirmation(config, storage)
     if confirm is not None:
         view = RunView(tracker, config.name, "confirm", corpus)
@@ -109,9 +93,51 @@ def work(order: WorkOrder, stop: threading.Event) -> None:
             view,
             facts,
             keeps_checkpoints=True,
+            memory=memory,
             queue_more=lambda: queue_due_runs(config, storage, confirm),
         )
-        run_worker(job, trainer, DiskCheckpoints(order.confirm_checkpoints), stop)
+        run_worker(job, trainer, DiskCheckpoints(order.confirm_checkpoints, _disk_cap(order, storage)), stop)
+
+
+def memory_check(order: WorkOrder, texts: Texts, trainer: TextTrainer) -> MemoryCheck:
+    """What trials need and what is free, where this worker trains."""
+    from moesearch.training.lane_count import free_and_total_bytes
+
+    is_cpu = order.device == "cpu"
+    at_start, num_lanes = resident_bytes(), len(trainer.free_lanes)
+
+    def needed_bytes(trial: TrialConfig) -> int:
+        text = texts.of(trial.data).facts
+        fitted = trial.fitted(text.bytes_per_token)
+        return peak_memory_bytes(fitted, text.vocab_size, device_type="cpu" if is_cpu else "cuda")
+
+    def room() -> Room:
+        if not is_cpu:
+            return Room(*free_and_total_bytes(order.device))
+        host, is_idle = host_room(), len(trainer.free_lanes) == num_lanes
+        # What earlier trials left to this process is not the host's, but the next one takes it.
+        kept = max(0, resident_bytes() - at_start) if is_idle else 0
+        return Room(host.free + kept, host.total)
+
+    return MemoryCheck(needed_bytes, room)
+
+
+def _disk_cap(order: WorkOrder, storage: RDBStorage) -> DiskCap | None:
+    gigabytes = order.config.run.max_disk_gb
+    if gigabytes is None:
+        return None
+
+    def dispensable() -> list[Path]:
+        found = []
+        names = {study.study_name: study._study_id for study in storage.get_all_studies()}
+        places = {order.config.name: order.search_checkpoints}
+        places[confirm_study_name(order.config.name)] = order.confirm_checkpoints
+        for name, root in places.items():
+            if name in names:
+                found += losers_first(root, storage.get_all_trials(names[name], deepcopy=False))
+        return found
+
+    return DiskCap(order.search_checkpoints, int(gigabytes * 1e9), dispensable)
 
 
 def num_lanes(order: WorkOrder, tokens: TokenData) -> int:
@@ -169,6 +195,11 @@ def main(work: Callable[[WorkOrder, threading.Event], None] = work) -> int:
     except InputError as error:
         sys.stderr.write(f"{ERROR_MARK}{error}\n")
         return EXIT_USER_ERROR
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        _logger.warning("no room on the disk: %s", error)
+        return EXIT_NO_ROOM
     return 0
 
 

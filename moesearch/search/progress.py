@@ -11,13 +11,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.study import StudyConfig
 from moesearch.results.continuations import counts, is_finished, is_void
-from moesearch.results.records import OUTCOME, REASON
+from moesearch.results.records import FAILURES, OUTCOME, REASON
 
 MIN_FAILURES = 10
 """Failures before a study can be called hopeless."""
 FAILURES_PER_SUCCESS = 3
 
-_FAILURES = ("diverged", "out_of_memory", "error", "lost")
+_FAILURES = tuple(failure for failure in FAILURES if failure != "infeasible")
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class Progress:
     confirm: tuple[FrozenTrial, ...]
     seconds: float
     """Since this command began."""
+    lacks_room: bool = False
+    """Whether training waits for a full disk to have room."""
 
     @property
     def phase(self) -> Literal["search", "confirm", "report"]:

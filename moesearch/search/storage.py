@@ -86,6 +86,8 @@ def open_storage(
         raise StoreError(f"{mask_url(url)}: cannot be opened as a study store: {_reason(error)}") from None
     except RuntimeError as error:  # Optuna's word for a schema of another version
         raise StoreError(f"{mask_url(url)}: {error}") from None
+    except Exception as error:  # of a damaged file the libraries raise whatever they stumble over
+        raise StoreError(f"{mask_url(url)}: is damaged, or no study store: {error!r}") from None
     return storage
 
 

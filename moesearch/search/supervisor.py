@@ -15,9 +15,9 @@ import subprocess  # nosec B404
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -26,12 +26,15 @@ import optuna
 from optuna.storages import RDBStorage
 
 from moesearch.config.study import StudyConfig
-from moesearch.errors import InputError, MoesearchError, TrackingError
-from moesearch.results.records import CORPUS_FACTS, SESSION_PREFIX, confirm_study_name
+from moesearch.errors import InputError, LostTrialError, MoesearchError, TrackingError
+from moesearch.results.records import CORPUS_FACTS, SESSION_PREFIX, WORKER, confirm_study_name
 from moesearch.results.verdict import OpenedTest, Verdict
+from moesearch.search.assignments import finish
 from moesearch.search.claims import Claims, requeue_stale, worker_name
 from moesearch.search.confirm import new_opening, plan_confirmation, settle_verdict
 from moesearch.search.crew import Workers
+from moesearch.search.faults import is_disk_full
+from moesearch.search.limits import time_out_reason
 from moesearch.search.machine import Placement, available_cores
 from moesearch.search.order import WorkOrder
 from moesearch.search.progress import Progress, hopeless
@@ -42,6 +45,8 @@ from moesearch.tracking.mlflow import MLflowTracker, prepare
 SHOW_SECONDS = 1.0
 STOP_SECONDS = 10.0
 """How long workers have to checkpoint and leave."""
+HANG_SECONDS = 10.0
+"""How far over its time a trial must be before its worker is taken to hang: by itself it would have ended the trial."""
 
 _logger = logging.getLogger(__name__)
 
@@ -121,12 +126,30 @@ class _Supervisor:
                 self.confirm = self._claims(study, None)
         return self.confirm
 
-    def recover(self) -> None:
-        """Put trials of dead workers back into the queue."""
-        self.search.recover()
+    def _claimed(self) -> Iterator[Claims]:
+        yield self.search
         confirm = self._confirm()
         if confirm is not None:
-            confirm.recover()
+            yield confirm
+
+    def recover(self, innocent: Collection[str] = ()) -> None:
+        """Put trials of dead workers back into the queue."""
+        for claims in self._claimed():
+            claims.recover(innocent=innocent)
+
+    def _end_hung(self, workers: Workers) -> None:
+        """End trials that are far over their time with the workers that do not end them, which so must hang."""
+        seconds = self.config.run.max_trial_seconds
+        if seconds is None:
+            return
+        for claims in self._claimed():
+            for trial in claims.overdue(seconds + HANG_SECONDS):
+                if workers.end(trial.user_attrs[WORKER]):
+                    with suppress(LostTrialError), claims.lock:
+                        hung = optuna.Trial(claims.study, trial._trial_id)
+                        reason = f"{time_out_reason(self.config.run)}, and its worker did not react"
+                        finish(claims.study, hung, "timed_out", reason=reason)
+                    self.recover(workers.innocent)
 
     def has_work(self) -> bool:
         if not self.search.is_over():
@@ -146,17 +169,22 @@ class _Supervisor:
     def run(self, workers: Workers) -> None:
         """Keep workers at work until they leave of their own accord."""
         with workers, _signals(workers):
-            shown = 0.0
+            shown, is_behind = 0.0, False
             while workers.is_at_work:
-                if workers.bury_the_dead():
-                    self.recover()
-                if time.monotonic() - shown >= SHOW_SECONDS:
-                    self.show(self.progress())
-                    shown = time.monotonic()
+                is_behind |= workers.bury_the_dead()
+                with _unless_disk_is_full():
+                    if is_behind:
+                        self.recover(workers.innocent)
+                        is_behind = False
+                    if time.monotonic() - shown >= SHOW_SECONDS:
+                        self._end_hung(workers)
+                        self.show(replace(self.progress(), lacks_room=workers.lacks_room))
+                        shown = time.monotonic()
                 workers.wait()
             self.notes = workers.notes
             if workers.is_stopping:
-                self.recover()
+                with _unless_disk_is_full():
+                    self.recover(workers.innocent)
                 raise KeyboardInterrupt
         reason = hopeless(self.search.study.get_trials(deepcopy=False))
         if reason is not None:
@@ -227,6 +255,7 @@ def _session(storage: RDBStorage, order: WorkOrder, workers: Workers, command: s
         "workers": workers.num_workers,
         "device": workers.device,
         "host": socket.gethostname(),
+        "process": worker_name(),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "optuna", "mlflow")},
@@ -237,7 +266,19 @@ def _session(storage: RDBStorage, order: WorkOrder, workers: Workers, command: s
     try:
         yield
     finally:
-        storage.set_study_system_attr(study_id, key, {**facts, "ended": time.time()})
+        with _unless_disk_is_full():
+            storage.set_study_system_attr(study_id, key, {**facts, "ended": time.time()})
+
+
+@contextmanager
+def _unless_disk_is_full() -> Iterator[None]:
+    """Leave undone what a full disk prevents; all of it can be done later, by this command or the next."""
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        _logger.warning("no room on the disk: %s", error)
 
 
 @contextmanager

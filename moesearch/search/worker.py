@@ -16,13 +16,17 @@ from optuna.trial import TrialState
 
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
-from moesearch.errors import CheckpointError, LostTrialError
+from moesearch.errors import CheckpointError, DiskCapError, LostTrialError
 from moesearch.results.continuations import latest_records
 from moesearch.results.records import EVAL_SECONDS, FINGERPRINT, MILESTONE_PREFIX, REPLICATE, TRAIN_SECONDS, Outcome
 from moesearch.search.assignments import Assignment, checkpoint_key, finish, next_assignment, objective_value
-from moesearch.search.claims import Claims, Heartbeat, fenced
+from moesearch.search.claims import Claims, fenced
 from moesearch.search.crowd import Crowd
 from moesearch.search.families import Visit, shape_fields, shape_knobs
+from moesearch.search.faults import is_disk_full, is_out_of_memory
+from moesearch.search.headroom import MemoryCheck
+from moesearch.search.heartbeat import Heartbeat
+from moesearch.search.limits import collapse_reason, time_out_reason
 from moesearch.search.progress import hopeless
 from moesearch.search.pruning import halving_in, should_prune
 from moesearch.search.seams import Checkpoint, Checkpoints, Trainer
@@ -49,6 +53,8 @@ class Job:
     """Queues the runs that have become due, and says whether there were any; None where the sampler proposes."""
     checkpoint_share: float = 0.02
     """Part of the time that may go to writing checkpoints; those at the end of a trial come on top."""
+    memory: MemoryCheck | None = None
+    """Looks whether a trial will fit; None lets each one try."""
 
 
 @dataclass
@@ -56,6 +62,7 @@ class _Run:
     """A loaded lane."""
 
     assignment: Assignment
+    began: float = field(default_factory=time.monotonic)
     checkpoint_time: float = field(default_factory=time.monotonic)
 
 
@@ -73,6 +80,7 @@ def run_worker(job: Job, trainer: Trainer[Checkpoint], checkpoints: Checkpoints[
                 continue
             for lane, point in worker.advance():
                 worker.report(lane, point)
+            worker.end_overdue()
         worker.pause()
         worker.tidy()
 
@@ -118,11 +126,34 @@ class _Worker:
         assignment = next_assignment(self.claims, self.job.config, self.visit.wanted)
         if assignment is None and self._queues_more():
             assignment = next_assignment(self.claims, self.job.config, self.visit.wanted)
-        if assignment is not None and not self.visit.admits(assignment.config):
+        return assignment if assignment is not None and self._may_start(assignment) else None
+
+    def _may_start(self, assignment: Assignment) -> bool:
+        """Whether a trial can train here and now. If not, it is back in the queue, or has ended for want of memory."""
+        shortage = None if self.job.memory is None else self.job.memory.shortage(assignment.config)
+        if shortage is not None and not (shortage.may_end and (self.runs or self._others_train(assignment))):
+            with suppress(LostTrialError):
+                self._refuse(assignment, str(shortage))
+            return False
+        is_crowded = bool(self.runs) and assignment.must_be_alone
+        if shortage is not None or is_crowded or not self.visit.admits(assignment.config):
+            self.visit.is_over = True
             with suppress(LostTrialError):
                 self.claims.give_back(assignment.trial)  # it is first in the queue, for whoever has empty lanes first
-            return None
-        return assignment
+            return False
+        if assignment.must_be_alone:
+            self.crowd.isolate()
+        return True
+
+    def _refuse(self, assignment: Assignment, shortage: str) -> None:
+        self.job.view.begin(assignment, self.job.facts(assignment.config))
+        state = finish(self.study, assignment.trial, "out_of_memory", reason=shortage)
+        self.job.view.end(assignment, state, "out_of_memory")
+
+    def _others_train(self, assignment: Assignment) -> bool:
+        """Whether trials are in training whose end would free memory."""
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return any(trial.number != assignment.trial.number for trial in running)
 
     def _queues_more(self) -> bool:
         return self.job.queue_more is not None and self.job.queue_more()
@@ -170,12 +201,28 @@ class _Worker:
 
     def advance(self) -> list[tuple[int, EvalPoint]]:
         try:
-            points = self.trainer.advance(self.stop.is_set)
+            points = self.trainer.advance(lambda: self.stop.is_set() or bool(self._overdue_lanes()))
         except Exception as error:
             self._find_culprit(error)
             return []
-        assert points or self.stop.is_set(), "loaded lanes have a next milestone"
+        assert points or self.stop.is_set() or self._overdue_lanes(), "loaded lanes have a next milestone"
         return points
+
+    def _overdue_lanes(self) -> list[int]:
+        """Lanes whose trials have had all the time that one may have."""
+        seconds = self.job.config.run.max_trial_seconds
+        if seconds is None:
+            return []
+        now = time.monotonic()
+        return [lane for lane, run in self.runs.items() if now - run.began > seconds]
+
+    def end_overdue(self) -> None:
+        """End what has taken too long; its neighbours stand between two steps, and train on."""
+        for lane in self._overdue_lanes():
+            try:
+                self._tell(lane, "timed_out", None, time_out_reason(self.job.config.run))
+            except LostTrialError as error:
+                self._drop(lane, error)
 
     def report(self, lane: int, point: EvalPoint) -> None:
         """Take down a milestone, its checkpoint first: what was reported is never trained again."""
@@ -208,6 +255,8 @@ class _Worker:
         """End the trial if this milestone, which was reported, is its last."""
         if point.is_last:
             self._end(lane, point, "complete", value=objective_value(self.job.config.objective, point))
+        elif self.claims.num_trials is not None and (collapse := collapse_reason(self.job.config.pruner, point)):
+            self._end(lane, point, "collapsed", reason=collapse)
         elif should_prune(self.runs[lane].assignment.trial):
             self._end(lane, point, "pruned")
         else:
@@ -229,7 +278,9 @@ class _Worker:
         started = time.monotonic()
         try:
             self.checkpoints.save(run.assignment.checkpoint_key, self.trainer.checkpoint(lane))
-        except OSError as error:
+        except (OSError, DiskCapError) as error:
+            if is_disk_full(error) and not self.stop.is_set():
+                raise  # the study pauses until there is room
             _logger.warning("trial %d goes on without a checkpoint: %s", run.assignment.trial.number, error)
         run.checkpoint_time = time.monotonic()
         self.checkpoint_seconds = run.checkpoint_time - started
@@ -253,11 +304,13 @@ class _Worker:
         for lane, run in runs:
             # Without a checkpoint of now: the error may have struck in the middle of a step.
             self._give_back(lane, run.assignment)
-        self.crowd.thin_out(len(runs), is_memory_short=_is_out_of_memory(error))
+        self.crowd.thin_out(len(runs), is_memory_short=is_out_of_memory(error))
 
     def _fail(self, lane: int, error: Exception) -> None:
         """End a trial whose training raised: the study goes on, and the error's name is in its record."""
-        outcome: Outcome = "out_of_memory" if _is_out_of_memory(error) else "error"
+        if is_disk_full(error):
+            raise error
+        outcome: Outcome = "out_of_memory" if is_out_of_memory(error) else "error"
         _logger.error("trial %d: %s", self.runs[lane].assignment.trial.number, outcome, exc_info=error)
         try:
             self._tell(lane, outcome, None, f"{type(error).__name__}: {error}")
@@ -308,9 +361,3 @@ class _Worker:
             self._free(lane)
         except LostTrialError as error:
             self._drop(lane, error)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, the host's or the device's. torch, which is not imported here, is known by its words."""
-    is_torchs = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
-    return isinstance(error, MemoryError) or is_torchs

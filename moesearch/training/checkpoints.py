@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -68,11 +68,14 @@ def has_checkpoint(folder: Path) -> bool:
     return bool(_records(folder))
 
 
-def save_checkpoint(checkpoint: LaneCheckpoint, folder: Path) -> None:
+def save_checkpoint(
+    checkpoint: LaneCheckpoint, folder: Path, *, make_room: Callable[[int], None] | None = None
+) -> None:
     """Write a checkpoint beside the one before it; older ones go.
 
-    A kill at any moment leaves the one before usable. An ``OSError`` (a full disk, a read-only folder) leaves the
-    folder as it was, without the unfinished file.
+    ``make_room`` is told how many bytes are about to be written, and may raise to prevent it. A kill at any moment
+    leaves the one before usable. An ``OSError`` (a full disk, a read-only folder) leaves the folder as it was, without
+    the unfinished file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"{group}/{name}": tensor for group in _GROUPS for name, tensor in getattr(checkpoint, group).items()}
@@ -94,9 +97,12 @@ def save_checkpoint(checkpoint: LaneCheckpoint, folder: Path) -> None:
     }
     record["sha256"] = _checksum(record)
     record_path = folder / f"{stem}.json"
+    encoded = json.dumps(record, indent=1).encode()
+    if make_room is not None:
+        make_room(len(content) + len(encoded))
     write_durably(tensors_path, content)
     try:
-        write_durably(record_path, json.dumps(record, indent=1).encode())
+        write_durably(record_path, encoded)
     except BaseException:
         # Without a record nothing names the tensors, and a full disk has no room for them.
         tensors_path.unlink(missing_ok=True)
@@ -122,6 +128,18 @@ def load_checkpoint(folder: Path) -> LaneCheckpoint:
         return checkpoint
     found = "; ".join(problems) if problems else f"{folder}: holds no checkpoint"
     raise CheckpointError(f"{found}; remove the folder to start from step 0")
+
+
+def remove_spares(folder: Path) -> None:
+    """Remove all of a folder's checkpoints but the newest, if that one is intact."""
+    records = _records(folder)
+    if not records:
+        return
+    try:
+        record, _ = _read_intact(records[0])
+    except _DamagedError:
+        return
+    _remove_all_but({records[0].name, record["tensors"]}, folder)
 
 
 def save_weights(parameters: Mapping[str, Tensor], path: Path) -> None:
@@ -220,6 +238,10 @@ def _remove_others(folder: Path, newest: Path, newest_tensors: str) -> None:
             continue
         names |= {path.name, record["tensors"]}
         break
+    _remove_all_but(names, folder)
+
+
+def _remove_all_but(names: Collection[str], folder: Path) -> None:
     for path in folder.iterdir():
         if _OURS.fullmatch(path.name) and path.name not in names:
             path.unlink(missing_ok=True)

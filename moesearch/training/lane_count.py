@@ -69,6 +69,12 @@ def measured_num_lanes(config: TrialConfig, tokens: TokenData, device: str, *, m
     )
 
 
+def free_and_total_bytes(device: str) -> tuple[int, int]:
+    """Memory of a CUDA device: what a new trial of this process could take, what torch keeps for reuse included."""
+    free, total = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
+
+
 def time_lanes(
     config: TrialConfig, tokens: TokenData, device: str, num_lanes: int, *, num_steps: int = 32
 ) -> LaneTiming | None:

@@ -8,18 +8,17 @@ from functools import partial
 from moesearch import run
 from moesearch.cli import run_command
 from moesearch.report import build
-from moesearch.search import supervisor
+from moesearch.search import crew, supervisor
 from tests.chaos.points import kill_before
 
 
 def make_mortal() -> None:
-    kill_before(supervisor.Crew, "__enter__", "before workers start")
+    kill_before(crew.Crew, "__enter__", "before workers start")
     kill_before(supervisor._Supervisor, "recover", "before recovery")
     kill_before(supervisor, "settle_verdict", "before verdict")
     # The report's tables are there by then, its page is not.
     kill_before(build, "summary_markdown", "during the report's build")
-    command = (sys.executable, "-m", "tests.chaos.mortal_worker")
-    supervisor.run_study = partial(supervisor.run_study, worker_command=command)
+    vars(crew)["Crew"] = partial(crew.Crew, command=(sys.executable, "-m", "tests.chaos.mortal_worker"))
 
 
 if __name__ == "__main__":

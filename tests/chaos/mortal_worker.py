@@ -12,7 +12,7 @@ from tests.chaos.points import die_if_armed, kill_after, kill_before
 
 def make_mortal() -> None:
     # Tiny trials would have one checkpoint at most; here each milestone has its own.
-    process.Job = partial(worker.Job, checkpoint_share=1e9)  # type: ignore[assignment, misc]
+    vars(process)["Job"] = partial(worker.Job, checkpoint_share=1e9)
     kill_after(worker, "next_assignment", "after ask")
     kill_before(worker._Worker, "_write_down", "before report")
     kill_after(worker._Worker, "_save", "between checkpoint and report")

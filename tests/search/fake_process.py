@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +33,19 @@ class UnluckyTrainer(TableTrainer):
         return super().advance(should_stop)
 
 
+class HangingTrainer(UnluckyTrainer):
+    """It never comes back from the third milestone, unless that has happened once before."""
+
+    def advance(self, should_stop: Callable[[], bool]) -> list[Any]:
+        while len(self.trained) == 2 and (not os.path.exists(self._mark) or self._is_hung):
+            open(self._mark, "a").close()
+            self._is_hung = True
+            time.sleep(0.05)
+        return TableTrainer.advance(self, should_stop)
+
+    _is_hung = False
+
+
 def work(order: WorkOrder, stop: threading.Event) -> None:
     match sys.argv[1]:
         case "none":
@@ -43,6 +58,13 @@ def work(order: WorkOrder, stop: threading.Event) -> None:
             trainer = TableTrainer(losses=_diverging)
         case "dies-at-once":
             raise RuntimeError("no luck today")
+        case "hangs-once":
+            trainer = HangingTrainer(order.runs / "hung")
+        case "no-room-once":
+            if not (order.runs / "full").exists():
+                (order.runs / "full").touch()
+                raise OSError(errno.ENOSPC, "No space left on device")
+            trainer = TableTrainer(seconds=0.02)
         case "no-corpus":
             raise CorpusError("tiny_shakespeare: cannot be downloaded")
         case mishap:

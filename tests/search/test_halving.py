@@ -18,8 +18,8 @@ from moesearch.results.continuations import counts, is_continuation, one_record_
 from moesearch.results.frames import frame_of_curves, frame_of_trials
 from moesearch.results.overview import read_overview
 from moesearch.results.records import CONTINUES, MLFLOW_RUN_ID, OUTCOME, REPLICATE
+from moesearch.search.disk import DiskCheckpoints
 from moesearch.search.halving import halving_of
-from moesearch.search.process import DiskCheckpoints
 from moesearch.search.worker import run_worker
 from moesearch.training.trainer import LaneTrainer
 from tests.search.processes import start

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 import psutil
@@ -14,8 +15,8 @@ from optuna.trial import TrialState
 
 from moesearch.config.study import StudyConfig
 from moesearch.errors import InputError, MoesearchError
-from moesearch.results.records import CORPUS_FACTS, SESSION_PREFIX
-from moesearch.search import crew
+from moesearch.results.records import CORPUS_FACTS, OUTCOME, REASON, SESSION_PREFIX
+from moesearch.search import crew, supervisor
 from moesearch.search.crew import Crew
 from moesearch.search.machine import Placement, available_cores, place
 from moesearch.search.order import WorkOrder
@@ -35,12 +36,12 @@ def _at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
 
 
-def _config(folder: Path, num_trials: int = 6) -> StudyConfig:
+def _config(folder: Path, num_trials: int = 6, **changes: Any) -> StudyConfig:
     text = folder / "text.txt"
     if not text.exists():
         text.write_text(TEXT)
     base = {"data": {"text": str(text)}, "budget": {"steps": 40, "milestones": MILESTONES}}
-    return study_config(base=base, num_trials=num_trials)
+    return study_config(base=base, num_trials=num_trials, **changes)
 
 
 def _run(
@@ -50,9 +51,10 @@ def _run(
     num_trials: int = 6,
     num_workers: int = 1,
     shown: list[Progress] | None = None,
+    **changes: Any,
 ) -> Outcome:
     shown = [] if shown is None else shown
-    order = WorkOrder(_config(folder, num_trials), url_of(folder), folder, None, "cpu")
+    order = WorkOrder(_config(folder, num_trials, **changes), url_of(folder), folder, None, "cpu")
     placement = Placement("cpu", (), num_workers, threads=1)
     return run_study(
         order,
@@ -96,6 +98,28 @@ def test_a_worker_that_dies_again_and_again_ends_the_run_with_its_last_words(
     monkeypatch.setattr(crew, "MAX_RESTARTS", 1)
     with pytest.raises(MoesearchError, match=r"died 2 times in a row[\s\S]*no luck today"):
         _run(tmp_path, "dies-at-once")
+
+
+def test_a_hung_trial_ends_with_its_worker_and_the_study_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "HANG_SECONDS", 0.0)
+    outcome = _run(tmp_path, "hangs-once", num_trials=3, run={"max_trial_seconds": 2})
+    first, *others = _trials(tmp_path)
+    assert (first.state, first.user_attrs[OUTCOME]) == (TrialState.PRUNED, "timed_out")
+    assert "its worker did not react" in first.user_attrs[REASON]
+    assert [trial.state for trial in others] == [TrialState.COMPLETE] * 3
+    assert outcome.progress.num_finished == 3
+
+
+def test_a_full_disk_pauses_the_study_until_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crew, "NO_ROOM_SECONDS", 2.0)
+    shown: list[Progress] = []
+    _run(tmp_path, "no-room-once", num_trials=3, shown=shown)
+    news = [progress.lacks_room for progress in shown]
+    assert True in news
+    assert not news[0]
+    assert [trial.state for trial in _trials(tmp_path)] == [TrialState.COMPLETE] * 3
 
 
 def test_a_mistake_that_a_worker_finds_is_a_persons(tmp_path: Path) -> None:

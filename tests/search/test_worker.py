@@ -260,15 +260,15 @@ def test_a_trial_without_its_checkpoint_trains_again_and_reports_nothing_twice(t
     assert list(trial.intermediate_values) == [1, 2, 3, 4]
 
 
-def test_a_full_disk_costs_checkpoints_and_no_trial(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_costs_checkpoints_and_no_trial(tmp_path: Path) -> None:
     config = study_config(num_trials=2)
     study = begin(config, tmp_path)
 
-    class FullDisk(JsonCheckpoints):
+    class ReadOnly(JsonCheckpoints):
         def save(self, key: str, checkpoint: TableCheckpoint) -> None:
-            raise OSError(28, "No space left on device")
+            raise OSError(30, "Read-only file system")
 
-    work(config, tmp_path, checkpoints=FullDisk(tmp_path / "checkpoints"))
+    work(config, tmp_path, checkpoints=ReadOnly(tmp_path / "checkpoints"))
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
 
 
