@@ -164,7 +164,7 @@ def test_looking_changes_nothing_and_waits_for_no_writer(tmp_path: Path) -> None
     ("url", "words"),
     [
         ("nonsense", "this is no storage URL"),
-        ("nosuchdb://u:secret@host/x", r"nosuchdb://u:\*\*\*@host/x: cannot be read as a study store"),
+        ("nosuchdb://u:secret@host/x", r"nosuchdb://\*\*\*@host/x: cannot be read as a study store"),
     ],
 )
 def test_a_url_that_cannot_be_read_is_a_persons_mistake(url: str, words: str) -> None:
