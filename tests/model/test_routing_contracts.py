@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import combinations, product
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from moesearch.config.resolve import resolve
 from moesearch.config.trial import TrialConfig
@@ -134,6 +136,29 @@ def test_text_token_by_token_is_routed_as_in_one_pass(router: str, capacity: str
     whole_RBTV = model(window_RBT).logits_RBTV
     for length in range(1, 9):
         torch.testing.assert_close(model(window_RBT[..., :length]).logits_RBTV, whole_RBTV[:, :, :length])
+
+
+class _NoHostSync(TorchDispatchMode):
+    """Refuses what a captured CUDA graph cannot hold: values read on the host, shapes that depend on values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        forbidden = ("_local_scalar_dense", "nonzero", "masked_select", "lift_fresh", "is_nonzero", "equal", "unique")
+        assert func.overloadpacket.__name__ not in forbidden, func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("capacity", CAPACITIES)
+def test_no_training_step_over_blocks_waits_for_the_host(router: str, capacity: str) -> None:
+    configs = [config_of(router, capacity, "bias"), trial({"moe.num_experts": 3}, seed=2)]
+    model, randomness = model_of(*configs, backend="blocks"), randomness_for(configs)
+    window_RBT, is_applied_R = tokens_for(configs, context=7), torch.ones(2, dtype=torch.bool)
+    model(window_RBT, randomness)  # What depends on shapes alone is made once.
+    with _NoHostSync():
+        output = model(window_RBT, randomness)
+        loss = load_balancing_loss(output.routings[0]).sum() + output.logits_RBTV.square().sum()
+        torch.autograd.backward(loss)
+        model.balance_experts(output.routings, is_applied_R)
 
 
 @pytest.mark.parametrize("router", ROUTERS)
