@@ -225,6 +225,13 @@ def test_an_absent_expert_is_never_chosen_however_low_the_others_biases_are() ->
     assert int(routing.experts_RNK[1].max()) < 3
 
 
+def test_a_lane_without_biases_still_chooses_by_its_logits_beside_one_that_has_them() -> None:
+    # Too far apart for float32 probabilities: all but the first are 0.
+    logits = torch.stack([torch.tensor([0.0, -300.0, -200.0, -250.0]).roll(shift) for shift in range(4)])
+    routing = routing_of(logits.repeat(2, 1, 1), moe(bias_update_speed=0.1), moe())
+    assert torch.equal(routing.experts_RNK[1], logits.topk(2).indices)
+
+
 def test_a_bias_moves_by_its_speed_towards_the_mean_load() -> None:
     logits = torch.tensor([[[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [2.0, 1.0, 0.0]]])
     logits[0, 2] = torch.tensor([2.0, 0.0, 1.0])
