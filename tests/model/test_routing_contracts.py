@@ -138,7 +138,7 @@ def test_text_token_by_token_is_routed_as_in_one_pass(router: str, capacity: str
         torch.testing.assert_close(model(window_RBT[..., :length]).logits_RBTV, whole_RBTV[:, :, :length])
 
 
-class _NoHostSync(TorchDispatchMode):
+class _NoHostSync(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses what a captured CUDA graph cannot hold: values read on the host, shapes that depend on values."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -154,7 +154,7 @@ def test_no_training_step_over_blocks_waits_for_the_host(router: str, capacity: 
     model, randomness = model_of(*configs, backend="blocks"), randomness_for(configs)
     window_RBT, is_applied_R = tokens_for(configs, context=7), torch.ones(2, dtype=torch.bool)
     model(window_RBT, randomness)  # What depends on shapes alone is made once.
-    with _NoHostSync():
+    with _NoHostSync():  # type: ignore[no-untyped-call]
         output = model(window_RBT, randomness)
         loss = load_balancing_loss(output.routings[0]).sum() + output.logits_RBTV.square().sum()
         torch.autograd.backward(loss)
