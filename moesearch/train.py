@@ -22,6 +22,8 @@ from moesearch.final_view import FinalView
 
 if TYPE_CHECKING:
     from moesearch.config.trial import TrialConfig
+    from moesearch.training.full_run import FullRun
+    from moesearch.training.peers import Peers
     from moesearch.training.points import EvalPoint
 
 EXAMPLES = """\
@@ -40,8 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.scale is not None:
         config = _scaled(config, args.scale)
     out: Path = args.out or args.runs / "train" / args.config.stem
-    with _readable_failures(out), _locked(out):
-        return _train(config, out, args)
+    from moesearch.training.peers import joined_peers
+
+    with joined_peers() as peers:
+        if peers is not None and not peers.is_first:
+            return _train_along(config, out, args, peers)
+        with _readable_failures(out), _locked(out):
+            return _train(config, out, args, peers)
 
 
 def _scaled(config: TrialConfig, scale: str) -> TrialConfig:
@@ -87,17 +94,33 @@ def _count(text: str) -> int:
     raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 to 10000")
 
 
-def _train(config: TrialConfig, out: Path, args: argparse.Namespace) -> int:
+def _train_along(config: TrialConfig, out: Path, args: argparse.Namespace, peers: Peers) -> int:
+    """Train this process' part of the batches, in silence: the first process writes and speaks for all."""
+    run = _full_run(config, out, args, peers)
+    with _stop_on_signals() as stop:
+        for _ in run.train(stop.is_set):
+            pass
+    return 0
+
+
+def _full_run(config: TrialConfig, out: Path, args: argparse.Namespace, peers: Peers | None) -> FullRun:
     device = torch_device(args.device)
     from moesearch.data.tokens import load_tokens
     from moesearch.training.full_run import FullRun
     from moesearch.training.host_memory import keep_freed_memory
-    from moesearch.training.model_folder import RESULT_FILES
+    from moesearch.training.peers import own_device
 
     tokens = load_tokens(config.data)
     keep_freed_memory()
-    run = FullRun(config, tokens, device, out, patience=args.patience, average=args.average)
-    view = FinalView(out, args.runs, config, tokens)
+    patience, average = args.patience, args.average
+    return FullRun(config, tokens, own_device(device), out, patience=patience, average=average, peers=peers)
+
+
+def _train(config: TrialConfig, out: Path, args: argparse.Namespace, peers: Peers | None) -> int:
+    from moesearch.training.model_folder import RESULT_FILES
+
+    run = _full_run(config, out, args, peers)
+    view = FinalView(out, args.runs, config, run.tokens)
     say = _say_json if args.json else _line_printer(run.num_steps)
     for point in run.points:
         say(point)

@@ -47,20 +47,24 @@ class StepRandomness:
     """Random numbers of one training step of R lanes; lane r's are decided by seeds_R[r] and steps_R[r] alone.
 
     ``progress_R`` is the part of its budget that a lane has behind it, for noise that fades; None is the start.
+    ``part`` is the number of the part of a batch that is trained here: its rows are counted on from those before it, so
+    that processes which share a batch of one lane draw what one process would.
     """
 
-    def __init__(self, seeds_R: Tensor, steps_R: Tensor, progress_R: Tensor | None = None) -> None:
+    def __init__(self, seeds_R: Tensor, steps_R: Tensor, progress_R: Tensor | None = None, part: int = 0) -> None:
         self._keys_R = _mix64(_mix64(seeds_R) + _signed(_GOLDEN_64, 64) * (steps_R + 1))
         self._progress_R = torch.zeros(len(seeds_R), device=seeds_R.device) if progress_R is None else progress_R
+        assert part == 0 or len(seeds_R) == 1, "lanes do not share the rows of a batch"
+        self._part = part
 
     def layers(self, num_layers: int) -> list[LayerRandomness]:
         """The randomness of each layer."""
         places_P = torch.arange(1, num_layers * _PLACES_PER_LAYER + 1, device=self._keys_R.device)
         keys_PR = _mix64(self._keys_R + _signed(_GOLDEN_64, 64) * places_P.unsqueeze(1))
         keys_LPR2 = keys_PR.view(torch.int32).view(num_layers, _PLACES_PER_LAYER, -1, 2)
-        row_keys = RowKeys(keys_LPR2)
+        row_keys = RowKeys(keys_LPR2, self._part)
         return [
-            LayerRandomness(layer, keys_PR2, row_keys, self._progress_R)
+            LayerRandomness(layer, keys_PR2, row_keys, self._progress_R, self._part)
             for layer, keys_PR2 in enumerate(keys_LPR2.unbind())
         ]
 
@@ -68,15 +72,17 @@ class StepRandomness:
 class RowKeys:
     """Keys of rows, made for all layers in one go: a dozen tiny operations in a step instead of in each layer."""
 
-    def __init__(self, keys_LPR2: Tensor) -> None:
+    def __init__(self, keys_LPR2: Tensor, part: int) -> None:
         self._keys_LPR2 = keys_LPR2
+        self._part = part
         self._by_count: dict[tuple[Place, int], tuple[Tensor, ...]] = {}
         self._by_index: dict[Place, tuple[Tensor, tuple[Tensor, ...]]] = {}
 
     def of_all(self, place: Place, rows: int) -> tuple[Tensor, ...]:
         """Per layer, keys of as many rows in each lane: int32 (R, N)."""
         if (place, rows) not in self._by_count:
-            row_N = torch.arange(rows, dtype=torch.int32, device=self._keys_LPR2.device)
+            first = self._part * rows
+            row_N = torch.arange(first, first + rows, dtype=torch.int32, device=self._keys_LPR2.device)
             keys_LRN = _hash32(row_N, self._keys_LPR2[:, place].unsqueeze(2))
             self._by_count[place, rows] = keys_LRN.unbind()
         return self._by_count[place, rows]
@@ -85,7 +91,9 @@ class RowKeys:
         """Per layer, keys of rows ``row_M`` (int32) of lanes ``lane_M``: int32 (M,)."""
         made = self._by_index.get(place)
         if made is None or made[0] is not row_M:
-            keys_LM = _hash32(row_M, self._keys_LPR2[:, place].index_select(1, lane_M))
+            # Of one lane, the rows that are asked for are all rows.
+            counted_on_M = row_M + self._part * len(row_M) if self._part else row_M
+            keys_LM = _hash32(counted_on_M, self._keys_LPR2[:, place].index_select(1, lane_M))
             made = self._by_index[place] = (row_M, keys_LM.unbind())
         return made[1]
 
@@ -93,7 +101,8 @@ class RowKeys:
 class LayerRandomness:
     """Random numbers of one layer in one training step."""
 
-    def __init__(self, layer: int, keys_PR2: Tensor, row_keys: RowKeys, progress_R: Tensor) -> None:
+    def __init__(self, layer: int, keys_PR2: Tensor, row_keys: RowKeys, progress_R: Tensor, part: int) -> None:
+        self._part = part
         self._layer = layer
         self._keys_PR2 = keys_PR2
         self._row_keys = row_keys
@@ -112,7 +121,8 @@ class LayerRandomness:
         """Standard normal float32 numbers (R, N, E); an entry is the same whatever the sizes are."""
         assert columns <= _NOISE_COLUMNS
         device = self._keys_PR2.device
-        row_N1 = torch.arange(rows, dtype=torch.int32, device=device).unsqueeze(1) * _NOISE_COLUMNS
+        first = self._part * rows
+        row_N1 = torch.arange(first, first + rows, dtype=torch.int32, device=device).unsqueeze(1) * _NOISE_COLUMNS
         index_NE = row_N1 + torch.arange(columns, dtype=torch.int32, device=device)
         return torch.erfinv(_unit(_hash32(index_NE, self._keys_PR2[place][:, None, None]))) * math.sqrt(2)
 

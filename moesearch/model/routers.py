@@ -120,11 +120,14 @@ class BalancingBias(nn.Module):
         self._speed_R1 = torch.tensor(speeds, device=device, dtype=zeros_RE.dtype).unsqueeze(1)
 
     @torch.no_grad()
-    def update(self, routing: Routing, is_applied_R: Tensor) -> None:
-        """Move each expert's bias towards the mean load of a step, in the lanes that took the step (algorithm 1)."""
+    def update(self, routing: Routing, counts_RE: Tensor, is_applied_R: Tensor) -> None:
+        """Move each expert's bias towards the mean load of a step, in the lanes that took the step (algorithm 1).
+
+        ``counts_RE`` are the slots that each expert got: the routing's, or means over processes that share a batch.
+        """
         slots = routing.slots
         mean_R1 = slots.slots_per_lane_R1 / slots.num_experts_R.unsqueeze(1)
-        moves_RE = (mean_R1 - routing.counts_RE()).sign() * (self._speed_R1 * is_applied_R.unsqueeze(1))
+        moves_RE = (mean_R1 - counts_RE).sign() * (self._speed_R1 * is_applied_R.unsqueeze(1))
         if slots.is_absent_R1E is not None:
             moves_RE = moves_RE.masked_fill(slots.is_absent_R1E.squeeze(1), 0.0)
         self.expert_bias += moves_RE

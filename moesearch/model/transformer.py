@@ -5,7 +5,7 @@ Shapes:  R lanes   B batch   T context   N = B*T tokens   C model width   V voca
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -173,11 +173,21 @@ class MoETransformer(nn.Module):
             gradients[name] = lane_view(module, parameter.grad, self.layout, lane)
         return gradients
 
-    def balance_experts(self, routings: Sequence[Routing], is_applied_R: Tensor) -> None:
-        """After a training step with these routings, move the balancing biases of the lanes that took the step."""
+    def balance_experts(
+        self,
+        routings: Sequence[Routing],
+        is_applied_R: Tensor,
+        average: Callable[[Sequence[Tensor]], None] = lambda _: None,
+    ) -> None:
+        """After a training step with these routings, move the balancing biases of the lanes that took the step.
+
+        ``average`` replaces the experts' loads by their means over processes that share the batch.
+        """
         if self._balancing:
-            for balancing, routing in zip(self._balancing, routings, strict=True):
-                balancing.update(routing, is_applied_R)
+            loads = [routing.counts_RE().float() for routing in routings]
+            average(loads)
+            for balancing, routing, counts_RE in zip(self._balancing, routings, loads, strict=True):
+                balancing.update(routing, counts_RE, is_applied_R)
 
     def load_lane(self, lane: int, tensors: Mapping[str, Tensor]) -> None:
         """Copy a lane's tensors in, by name; ValueError if names or shapes do not fit."""

@@ -21,6 +21,7 @@ from moesearch.training.evaluation import evaluate_split
 from moesearch.training.milestone_weights import MilestoneWeights, mean_weights
 from moesearch.training.model_card import model_card
 from moesearch.training.model_folder import config_yaml, curve_row, write_model_folder
+from moesearch.training.peers import Peers
 from moesearch.training.points import EvalPoint
 from moesearch.training.trainer import LaneTrainer
 
@@ -42,6 +43,7 @@ class FullRun:
         *,
         patience: int | None = None,
         average: int = 1,
+        peers: Peers | None = None,
     ) -> None:
         """Start the trial, or take it up from the folder's newest checkpoint.
 
@@ -51,20 +53,28 @@ class FullRun:
             device: A device as torch names it.
             folder: Where all of the run lies.
             patience: Stop after so many milestones without a new lowest validation loss, and keep the lowest's weights.
+            peers: The processes that train it together; None where this is the only one.
             average: Keep the mean of the weights at the last so many milestones (Kaddour 2022, "Stop wasting my time").
 
         Raises:
-            InputError: the folder holds another run, or no intact checkpoint among those that it has.
+            InputError: the batch cannot be shared out, or the folder holds another run, or no intact checkpoint among
+                those that it has.
         """
+        if peers is not None and config.data.batch_size % peers.count:
+            raise InputError(
+                f"data.batch_size ({config.data.batch_size}) must be a multiple of the {peers.count} processes that "
+                "torchrun starts; set it so, or start others"
+            )
+        self._peers = peers
         self._patience = patience
         self._average = average
         self._weights = MilestoneWeights(folder / "milestones")
         self._config = config = config.fitted(tokens.facts.bytes_per_token)
-        self._tokens = tokens
+        self.tokens = tokens
         self._folder = folder
         self._checkpoints = folder / "checkpoints"
         self._device = device
-        self._trainer = LaneTrainer(tokens, device=device)
+        self._trainer = LaneTrainer(tokens, device=device, peers=peers)
         self.num_steps = num_steps(config, tokens.vocab_size)
         if not has_checkpoint(self._checkpoints):
             self._trainer.load(0, config)
@@ -109,18 +119,23 @@ class FullRun:
     def train(self, should_stop: Callable[[], bool]) -> Iterator[EvalPoint]:
         """Train to the end, to divergence or until stopped; a milestone is in a checkpoint before it is handed over."""
         is_over = self.is_complete
-        while not is_over and not should_stop():
+        while not is_over and not self._agreed(should_stop()):
             due = time.monotonic() + CHECKPOINT_SECONDS
-            reached = [point for _, point in self._trainer.advance(lambda: should_stop() or time.monotonic() > due)]  # noqa: B023
+            asks = lambda: self._agreed(should_stop() or time.monotonic() > due)  # noqa: B023, E731
+            reached = [point for _, point in self._trainer.advance(asks)]
             has_diverged = any(point.is_diverged for point in reached)
-            if not has_diverged:
+            if not has_diverged and (self._peers is None or self._peers.is_first):
                 checkpoint = self._trainer.checkpoint(0)
                 if reached and (self._average > 1 or self._patience is not None):
                     self._weights.save(checkpoint.step, checkpoint.parameters)
                     self._weights.keep(self._wanted_steps())
                 save_checkpoint(checkpoint, self._checkpoints)
-            is_over = has_diverged or self.is_complete
+            is_over = self._agreed(has_diverged or self.is_complete)
             yield from reached
+
+    def _agreed(self, flag: bool) -> bool:
+        """What all processes go by: yes if one of them says so."""
+        return flag if self._peers is None else self._peers.any(flag)
 
     def _wanted_steps(self) -> list[int]:
         """The milestones whose weights are, or may become, part of the result."""
@@ -130,7 +145,7 @@ class FullRun:
 
     def write_results(self) -> str:
         """Write RESULT_FILES; returns the text that the trained model generates."""
-        tokens, last = self._tokens, self.points[-1]
+        tokens, last = self.tokens, self.points[-1]
         # Runs that were begun without patience have their last weights alone.
         point = self.best if self._patience is not None and self._weights.has(self.best.step) else last
         weights, sentence = self._result_weights(point)
@@ -172,8 +187,8 @@ class FullRun:
 
     def _sample(self, model: MoETransformer) -> str:
         """Text from a line break or, in a tokenizer without one, from the training split's first token."""
-        tokenizer = self._tokens.tokenizer
-        prompt = [tokenizer.pieces.index(b"\n")] if b"\n" in tokenizer.pieces else self._tokens.train[:1].tolist()
+        tokenizer = self.tokens.tokenizer
+        prompt = [tokenizer.pieces.index(b"\n")] if b"\n" in tokenizer.pieces else self.tokens.train[:1].tolist()
         return decode(tokenizer, generate(model, 0, prompt, SAMPLE_TOKENS, seed=self._config.seed)).strip()
 
 

@@ -15,6 +15,7 @@ from moesearch.model.transformer import MoETransformer
 from moesearch.training.cuda_graph import places_for, runner
 from moesearch.training.lane import Lane, LaneTensors
 from moesearch.training.optimizer import LaneOptimizer
+from moesearch.training.peers import Peers
 from moesearch.training.step import TrainStep
 
 
@@ -32,6 +33,7 @@ class LanePack:
         *,
         dtype: torch.dtype,
         expert_backend: ExpertBackend | None = None,
+        peers: Peers | None = None,
     ) -> None:
         """Move the lanes in; CaptureError, with the lanes intact, if a CUDA device cannot capture their step."""
         device = train_tokens_N.device
@@ -43,10 +45,11 @@ class LanePack:
         self._optimizers = [
             _optimizer(lane.config, self.model.lane_parameters(place)) for place, lane in enumerate(lanes)
         ]
-        self.step = TrainStep(self.model, self._optimizers, train_tokens_N)
+        self.step = TrainStep(self.model, self._optimizers, train_tokens_N, peers)
         for place, lane in enumerate(lanes):
             self._move_in(place, lane)
-        self.run_step = runner(self.step, device)
+        # Averaging among processes is left out of a captured step.
+        self.run_step = runner(self.step, device) if peers is None else self.step
 
     def refill(self, lanes: Sequence[Lane]) -> bool:
         """Put newcomers into the places of those that left; False, and nothing changed, if that takes another pack."""

@@ -22,6 +22,7 @@ from moesearch.model.losses import LossWeights, training_losses
 from moesearch.model.randomness import StepRandomness
 from moesearch.model.transformer import MoETransformer
 from moesearch.training.optimizer import LaneOptimizer
+from moesearch.training.peers import Peers
 
 MAX_PLANNED_STEPS = 64
 """Steps between two looks of the host at a CUDA device: well under a second, and a small part of a transfer each."""
@@ -54,9 +55,19 @@ class LaneResult:
 class TrainStep:
     """Forward, backward, clip and AdamW of R lanes; calling it does the next step of the plan."""
 
-    def __init__(self, model: MoETransformer, optimizers: Sequence[LaneOptimizer], train_tokens_N: Tensor) -> None:
+    def __init__(
+        self,
+        model: MoETransformer,
+        optimizers: Sequence[LaneOptimizer],
+        train_tokens_N: Tensor,
+        peers: Peers | None = None,
+    ) -> None:
+        """With ``peers``, a step trains on this process' part of the batch, and its result is that of the whole."""
         device, R = model.device, model.layout.num_lanes
         B, T = model.configs[0].data.batch_size, model.configs[0].model.context
+        if peers is not None:
+            B //= peers.count
+        self._peers = peers
         self._model = model
         self._parameters = tuple(model.parameters())
         self._optimizers = tuple(optimizers)
@@ -86,7 +97,8 @@ class TrainStep:
         """Plan the next steps of all lanes; at most MAX_PLANNED_STEPS, equally many for each."""
         num_steps = len(plans[0].learning_rates)
         steps_S = torch.arange(num_steps)
-        self._starts_SRB[:num_steps] = torch.stack([plan.starts_SB for plan in plans], 1)
+        starts_SRB = torch.stack([plan.starts_SB for plan in plans], 1)
+        self._starts_SRB[:num_steps] = starts_SRB if self._peers is None else self._peers.part(starts_SRB)
         self._steps_SR[:num_steps] = torch.stack([plan.first_step + steps_S for plan in plans], 1)
         progress = [(plan.first_step + steps_S).double() / plan.total_steps for plan in plans]
         self._progress_SR[:num_steps] = torch.stack(progress, 1)
@@ -103,12 +115,20 @@ class TrainStep:
         progress_R = self._progress_SR.index_select(0, self._cursor_1).squeeze(0)
         lr_R = self._lr_SR.index_select(0, self._cursor_1).squeeze(0)
         tokens_RBT1 = self._tokens_N[starts_RB.unsqueeze(2) + self._offsets_T1]
-        output = self._model(tokens_RBT1[..., :-1], StepRandomness(self._seeds_R, steps_R, progress_R))
+        part = 0 if self._peers is None else self._peers.rank
+        output = self._model(tokens_RBT1[..., :-1], StepRandomness(self._seeds_R, steps_R, progress_R, part))
         losses = training_losses(output, tokens_RBT1[..., 1:], self._weights)
         # Lanes share no parameter, so the gradient of the sum is each lane's own, whatever the others' losses are.
         torch.autograd.backward(losses.total_R.sum())
-        self._apply(lr_R, losses.total_R.detach(), losses.language_model_R.detach())
-        self._model.balance_experts(output.routings, self._is_alive_R)
+        total_R, language_model_R = losses.total_R.detach(), losses.language_model_R.detach()
+        if self._peers is None:
+            self._apply(lr_R, total_R, language_model_R)
+            self._model.balance_experts(output.routings, self._is_alive_R)
+        else:
+            gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+            self._peers.average([*gradients, total_R, language_model_R])
+            self._apply(lr_R, total_R, language_model_R)
+            self._model.balance_experts(output.routings, self._is_alive_R, self._peers.average)
         # Without a gradient to add to, autograd hands its own buffer over: no clearing, no addition. And until the next
         # backward pass gradients take no memory.
         for parameter in self._parameters:

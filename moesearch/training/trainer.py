@@ -25,6 +25,7 @@ from moesearch.training.evaluation import SplitResult, evaluate_split, never
 from moesearch.training.lane import Lane
 from moesearch.training.muon import expert_matrices
 from moesearch.training.pack import LanePack
+from moesearch.training.peers import Peers
 from moesearch.training.points import EvalPoint
 from moesearch.training.step import MAX_PLANNED_STEPS
 
@@ -37,7 +38,11 @@ class LaneTrainer:
     A trial's results do not depend on which others train beside it, when they come or how they end.
     """
 
-    def __init__(self, tokens: TokenData, *, num_lanes: int = 1, device: str = "cpu") -> None:
+    def __init__(
+        self, tokens: TokenData, *, num_lanes: int = 1, device: str = "cpu", peers: Peers | None = None
+    ) -> None:
+        """With ``peers`` it trains one lane on its part of each batch; what it reports is of the whole."""
+        self._peers = peers
         self._tokens = tokens
         self._device = torch.device(device)
         if self._device.type == "cuda":
@@ -166,6 +171,7 @@ class LaneTrainer:
                 self._tokens.vocab_size,
                 dtype=self._dtype,
                 expert_backend=self._expert_backend,
+                peers=self._peers,
             )
 
         try:

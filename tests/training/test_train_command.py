@@ -23,7 +23,9 @@ from moesearch.errors import InputError
 from moesearch.model.transformer import MoETransformer
 from moesearch.train import _stop_on_signals, main
 from moesearch.training.evaluation import evaluate_split
+from moesearch.training.full_run import FullRun
 from moesearch.training.model_folder import RESULT_FILES, load_model
+from moesearch.training.peers import Peers
 from tests.training import tiny
 
 SOURCE = Path(moesearch.__file__).parents[1]
@@ -236,3 +238,24 @@ def test_a_larger_run_says_what_is_not_proven_of_it(config: Path, capsys: pytest
     assert (trial.model.width, trial.model.num_heads, trial.budget.steps) == (16, 4, 24)
     assert trial.optim.mup_base_width == 8
     assert "--scale: no rule carries a learning rate to more tokens" in capsys.readouterr().err
+
+
+def test_two_processes_train_as_one_with_the_same_batch(config: Path) -> None:
+    flags = ["--json", "--set", "moe.bias_update_speed=0.01", "--set", "optim.grad_clip=1.0"]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+
+    def losses(out: str, launcher: list[str]) -> list[float]:
+        command = [sys.executable, *launcher, "moesearch.train", str(config), *flags, "--out", out]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr
+        points = json_lines(done.stdout)
+        return [point[name] for point in points for name in ("train_loss", "val_loss")]
+
+    assert losses("two", torchrun) == pytest.approx(losses("one", ["-m"]), abs=2e-5)
+    assert {path.name for path in Path("two").iterdir()} >= set(RESULT_FILES)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_named(config: Path) -> None:
+    with pytest.raises(InputError, match=r"data.batch_size \(4\) must be a multiple of the 3 processes"):
+        FullRun(load_trial(config), load_tokens(load_trial(config).data), "cpu", Path("out"), peers=Peers(0, 3))
