@@ -18,7 +18,8 @@ from moesearch.config.shape import dense_inner_dim, expert_inner_dim, shared_inn
 from moesearch.config.trial import MoEConfig, TrialConfig
 from moesearch.errors import UnknownStudyError
 from moesearch.results import records
-from moesearch.results.frames import as_utc, last_point, outcome_of
+from moesearch.results.frames import last_point, outcome_of
+from moesearch.results.measurements import dense_control, measured, schedule
 from moesearch.results.study import StudyResults
 from moesearch.results.verdict import Candidate
 
@@ -113,7 +114,9 @@ def _provenance(results: StudyResults, exported: Exported, choice: Choice) -> di
             "attention_scale": attention_scale(exported.config),
         },
         "architecture": _architecture(exported.config),
-        "measured": _measured(results, trial),
+        "schedule": schedule(exported.config, trial),
+        "measured": measured(results, trial),
+        "dense_control": dense_control(results),
         "versions": dict(results.sessions[-1].versions) if results.sessions else {},
         "limits_of_transfer": transfer_limits(results, exported.config),
     }
@@ -151,7 +154,8 @@ def transfer_limits(results: StudyResults, config: TrialConfig) -> list[str]:
         "number of experts only where these stay fixed.",
         f"Those rules: learning rate of hidden weights (attention, experts) times {model.width} / new width, "
         "router treated as an output weight; embeddings and biases keep theirs. They are not proven for depth, "
-        "batch size, or a change of top_k / num_experts.",
+        "batch size, more tokens, or a change of top_k / num_experts. `python -m moesearch.train FILE --scale "
+        "width=4,tokens=20x` applies them.",
         "Keep warm-up and decay as fractions of all tokens, not as numbers of steps.",
     ]
 
@@ -303,24 +307,6 @@ def _capacity(moe: MoEConfig) -> str:
         f"ceil(factor * context * top_k / num_experts) places of an expert in each sequence, by {moe.drop_policy}, "
         f"causally; dropped tokens pass on the residual stream; factor in {places}"
     )
-
-
-def _measured(results: StudyResults, trial: FrozenTrial | None) -> dict[str, Any]:
-    session = results.sessions[-1] if results.sessions else None
-    where = {"device": session.device, "workers": session.workers} if session is not None else {}
-    if trial is None:
-        return dict(where)
-    point = last_point(trial)
-    seconds, tokens = point.get("train_seconds"), point.get("tokens")
-    started = as_utc(trial.datetime_start)
-    return {
-        **where,
-        "trained": None if started is None else f"{started:%Y-%m-%d}",
-        "tokens": tokens,
-        "training_flops": None if point.get("active_flops") is None else round(point["active_flops"]),
-        "train_seconds": seconds,
-        "tokens_per_second": round(tokens / seconds) if tokens and seconds else None,
-    }
 
 
 def _space(knob: Mapping[str, Any]) -> Any:

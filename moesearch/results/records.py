@@ -22,6 +22,8 @@ CONTEXT_TOKENS = "context_tokens"
 """Context of the trial, which ``data.context_bytes`` may have made."""
 BYTES_PER_TOKEN = "bytes_per_token"  # noqa: S105 - tokens of text
 """UTF-8 bytes per token of the training split, a mean."""
+PEAK_MEMORY_BYTES = "peak_memory_bytes"
+"""Largest memory of the worker until the trial ended: the device's on CUDA, else the process'."""
 TRAIN_SECONDS = "train_seconds"
 EVAL_SECONDS = "eval_seconds"
 OUTCOME = "outcome"

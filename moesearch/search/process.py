@@ -56,7 +56,7 @@ _logger = logging.getLogger(__name__)
 def work(order: WorkOrder, stop: threading.Event) -> None:
     """Work off the search, then its confirmation."""
     from moesearch.data.tokens import Texts
-    from moesearch.training.host_memory import keep_freed_memory
+    from moesearch.training.host_memory import keep_freed_memory, measured_peak_bytes
     from moesearch.training.text_trainer import TextTrainer
 
     keep_freed_memory()
@@ -82,7 +82,12 @@ def work(order: WorkOrder, stop: threading.Event) -> None:
 
     memory = memory_check(order, texts, trainer)
     claims = _claims(storage, join_study(config, storage), config.num_trials)
-    job = Job(config, claims, RunView(tracker, config.name, "search", corpus), facts, memory=memory)
+
+    def peak_memory() -> int | None:
+        return measured_peak_bytes(order.device)
+
+    view = RunView(tracker, config.name, "search", corpus)
+    job = Job(config, claims, view, facts, memory=memory, peak_memory_bytes=peak_memory)
     run_worker(job, trainer, DiskCheckpoints(order.search_checkpoints, _disk_cap(order, storage)), stop)
     confirm = None if stop.is_set() or not claims.is_over() else plan_confirmation(config, storage)
     if confirm is not None:

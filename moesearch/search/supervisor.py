@@ -258,7 +258,7 @@ def _session(storage: RDBStorage, order: WorkOrder, workers: Workers, command: s
         "process": worker_name(),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "optuna", "mlflow")},
+            **{name: version(name) for name in ("torch", "optuna", "mlflow", "tokenizers")},
         },
         "command": command,
     }

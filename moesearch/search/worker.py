@@ -18,7 +18,15 @@ from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import CheckpointError, DiskCapError, LostTrialError
 from moesearch.results.continuations import latest_records
-from moesearch.results.records import EVAL_SECONDS, FINGERPRINT, MILESTONE_PREFIX, REPLICATE, TRAIN_SECONDS, Outcome
+from moesearch.results.records import (
+    EVAL_SECONDS,
+    FINGERPRINT,
+    MILESTONE_PREFIX,
+    PEAK_MEMORY_BYTES,
+    REPLICATE,
+    TRAIN_SECONDS,
+    Outcome,
+)
 from moesearch.search.assignments import Assignment, checkpoint_key, finish, next_assignment, objective_value
 from moesearch.search.claims import Claims, fenced
 from moesearch.search.crowd import Crowd
@@ -51,6 +59,8 @@ class Job:
     """Whether the trained models outlive their trials, for the test split."""
     queue_more: Callable[[], bool] | None = None
     """Queues the runs that have become due, and says whether there were any; None where the sampler proposes."""
+    peak_memory_bytes: Callable[[], int | None] | None = None
+    """The largest memory of this worker so far; None where nothing is measured."""
     checkpoint_share: float = 0.02
     """Part of the time that may go to writing checkpoints; those at the end of a trial come on top."""
     memory: MemoryCheck | None = None
@@ -292,6 +302,9 @@ class _Worker:
         with fenced(assignment.trial):
             assignment.trial.set_user_attr(TRAIN_SECONDS, round(point.train_seconds, 3))
             assignment.trial.set_user_attr(EVAL_SECONDS, round(point.eval_seconds, 3))
+            peak = None if self.job.peak_memory_bytes is None else self.job.peak_memory_bytes()
+            if peak is not None:
+                assignment.trial.set_user_attr(PEAK_MEMORY_BYTES, peak)
         self._tell(lane, outcome, value, reason)
 
     def _find_culprit(self, error: Exception) -> None:

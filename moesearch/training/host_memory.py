@@ -1,9 +1,11 @@
-"""How a process that trains on a CPU treats memory that it frees."""
+"""What memory a process that trains takes, and whether it gives it back."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+
+import torch
 
 
 def keep_freed_memory() -> None:
@@ -18,3 +20,15 @@ def keep_freed_memory() -> None:
         trim_threshold, mmap_max = -1, -4  # M_TRIM_THRESHOLD and M_MMAP_MAX of malloc.h
         mallopt(trim_threshold, -1)
         mallopt(mmap_max, 0)
+
+
+def measured_peak_bytes(device: str) -> int | None:
+    """The largest memory so far: torch's on a CUDA device, else that of this process; None where nobody counts it."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB.

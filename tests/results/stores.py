@@ -145,6 +145,7 @@ class StoreBuilder:
                 records.VOCAB_SIZE: VOCAB_SIZE,
                 records.CONTEXT_TOKENS: config.model.context,
                 records.BYTES_PER_TOKEN: 1.0,
+                records.PEAK_MEMORY_BYTES: 700_000_000,
             }
             if points:
                 attrs[records.TRAIN_SECONDS] = points[-1].train_seconds
