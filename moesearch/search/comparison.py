@@ -243,7 +243,7 @@ def finite(value: float) -> float | None:
 
 
 def compare(table: CurveTable, strategies: Sequence[Strategy], *, repetitions: int, unit: Unit) -> dict[str, Any]:
-    """Repeat every strategy, and set the first against the best of the others; JSON values."""
+    """Repeat every strategy, and set the first against the best of the rivals, if there are any; JSON values."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     runs = {one.name: [repeat(one, table, seed, unit) for seed in range(repetitions)] for one in strategies}
     found: dict[str, Any] = {
@@ -262,9 +262,9 @@ def compare(table: CurveTable, strategies: Sequence[Strategy], *, repetitions: i
         "repetitions": repetitions,
         "strategies": {name: summary(repeated) for name, repeated in runs.items()},
     }
-    ours, *others = (np.array([one.compute for one in repeated]) for repeated in runs.values())
-    if others:
-        names = list(runs)[1:]
+    names = [one.name for one in strategies if one.rival is not None]
+    if names:
+        ours, *others = (np.array([one.compute for one in runs[name]]) for name in (strategies[0].name, *names))
         best = min(range(len(others)), key=lambda index: float(np.median(others[index])))
         ratio = float(np.median(ours) / np.median(others[best]))
         # Each side is resampled on its own, since repetitions of two strategies share nothing but a number.
