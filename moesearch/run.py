@@ -215,7 +215,7 @@ def _summary_tags(outcome: Outcome) -> dict[str, str]:
     progress = outcome.progress
     tags = {"trials": str(progress.num_finished), "pruned": str(progress.num_pruned)}
     if progress.complete:
-        tags[f"best_{progress.config.objective}"] = f"{progress.complete[0].value:.6f}"
+        tags[f"best_{progress.config.objective}"] = f"{progress.complete[0].values[0]:.6f}"
     if outcome.verdict is not None:
         tags["verdict"] = outcome.verdict.sentence
     return tags
@@ -228,11 +228,13 @@ def _print_outcome(config: StudyConfig, outcome: Outcome, folder: Path, *, as_js
     progress = outcome.progress
     if not outcome.had_work:
         print(f"{config.name}: all {progress.num_finished} trials were done before; --trials N asks for more")
+    if outcome.search_end:
+        print(f"The search ended early: {outcome.search_end}.")
     if outcome.verdict is not None:
         print(outcome.verdict.sentence)
     elif progress.complete:
         best = progress.complete[0]
-        print(f"Best of {progress.num_finished} trials, not confirmed: {_label(best.params)}, {best.value:.4f}")
+        print(f"Best of {progress.num_finished} trials, not confirmed: {_label(best.params)}, {best.values[0]:.4f}")
     print(f"report  {folder / 'index.html'}")
     if (folder / "best.yaml").exists():
         print(f"next    python -m moesearch.train {folder / 'best.yaml'}")
@@ -248,10 +250,11 @@ def _outcome_json(config: StudyConfig, outcome: Outcome, folder: Path) -> dict[s
         "pruned": progress.num_pruned,
         "failed": progress.num_failed,
         "infeasible": progress.num_infeasible,
-        "best": None if best is None else {"number": best.number, "value": best.value, "params": best.params},
+        "best": None if best is None else {"number": best.number, "value": best.values[0], "params": best.params},
         "verdict": None if outcome.verdict is None else outcome.verdict.to_json(),
         "sentence": None if outcome.verdict is None else outcome.verdict.sentence,
         "report": str(folder),
+        "search_end": outcome.search_end,
         "seconds": round(outcome.seconds, 1),
     }
 
@@ -293,9 +296,7 @@ def _snapshot(progress: Progress, num_workers: int) -> terminal.Snapshot:
         infeasible=progress.num_infeasible,
         failed=progress.num_failed,
         running=running,
-        leaders=tuple(
-            Leader(trial.number, _label(trial.params), trial.value or 0.0) for trial in progress.complete[:5]
-        ),
+        leaders=tuple(Leader(trial.number, _label(trial.params), trial.values[0]) for trial in progress.complete[:5]),
         elapsed_seconds=progress.seconds,
         seconds_left=estimate_seconds_left(
             [trial.user_attrs.get(TRAIN_SECONDS, 0.0) + trial.user_attrs.get(EVAL_SECONDS, 0.0) for trial in ended],

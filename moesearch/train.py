@@ -132,7 +132,8 @@ def _train(config: TrialConfig, out: Path, args: argparse.Namespace, peers: Peer
         last = run.points[-1] if run.points else None
         if last is None or not last.is_diverged:
             view.pause()
-            note(f"stopped at step {run.step:,} of {run.num_steps:,}; the same command goes on from there")
+            of_all = "" if run.num_steps is None else f" of {run.num_steps:,}"
+            note(f"stopped at step {run.step:,}{of_all}; the same command goes on from there")
             return EXIT_INTERRUPTED
         view.finish("FAILED")
         note(
@@ -210,14 +211,16 @@ def _say_json(point: EvalPoint) -> None:
     print(json.dumps(finite), flush=True)
 
 
-def _line_printer(num_steps: int) -> Callable[[EvalPoint], None]:
-    total = f"{num_steps:,}"
+def _line_printer(num_steps: int | None) -> Callable[[EvalPoint], None]:
+    """Says a milestone in a line. Without a number of steps, a budget in seconds, it counts milestones."""
+    total = "" if num_steps is None else f"{num_steps:,}"
 
     def say(point: EvalPoint) -> None:
         tokens_per_second = point.tokens / point.train_seconds if point.train_seconds else 0.0
-        left = (point.train_seconds + point.eval_seconds) * (num_steps - point.step) / max(point.step, 1)
+        left = (point.train_seconds + point.eval_seconds) * (point.num_milestones / point.milestone - 1)
+        step = f"step {point.step:>{len(total)},} of {total}" if total else f"step {point.step:,}"
         print(
-            f"step {point.step:>{len(total)},} of {total}   train {point.train_loss:.4f}   val {point.val_loss:.4f}   "
+            f"{step}   train {point.train_loss:.4f}   val {point.val_loss:.4f}   "
             f"{point.val_bpb:.4f} bits per byte   {tokens_per_second:,.0f} tokens/s   {_duration(left)} left",
             flush=True,
         )

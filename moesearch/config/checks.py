@@ -8,20 +8,32 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from moesearch.config.document import FieldPath
 from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob
-from moesearch.config.messages import Finding, JsonSchema, Written, expectation, must_be, shown, shown_as
-from moesearch.config.resolve import field_names, field_schema, field_value, is_feasible, resolve, unknown_path
-from moesearch.config.space import contains, num_values, points, size, value_at
+from moesearch.config.messages import Finding, JsonSchema, Written, did_you_mean, expectation, must_be, shown, shown_as
+from moesearch.config.resolve import (
+    field_names,
+    field_schema,
+    field_value,
+    is_feasible,
+    is_lane_field,
+    resolve,
+    unknown_path,
+)
+from moesearch.config.space import contains, num_values, points, size, value_at, without_inactive
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import BUDGET_UNITS
 from moesearch.errors import InfeasibleError
 
 _MAX_CANDIDATES = 1000
 """Points of a space that are tried before it is called infeasible."""
+
+MAX_GRID_POINTS = 20_000
 
 _KNOB = TypeAdapter[Knob](Knob)
 
@@ -52,10 +64,26 @@ def check_form(raw: Mapping[str, Any], written: Written) -> Iterator[Finding]:
             knob = None if found else _knob(value)
             knobs[path] = knob and _normalized_knob(path, knob)
         yield from _check_budget(search, raw.get("base"))
+        yield from _check_guesses_and_conditions(knobs, written)
     if isinstance(enqueue, list):
         for index, point in enumerate(enqueue):
             if isinstance(point, dict):
                 yield from _check_point(index, point, knobs, written)
+
+
+def check_sampler(study: StudyConfig) -> Iterator[Finding]:
+    """Check that the named sampler can work here, and on this space."""
+    place = ("sampler", "type")
+    match study.sampler.type:
+        case "cmaes" if find_spec("cmaes") is None:
+            yield Finding(place, ": cmaes needs a package that is not installed: pip install 'moesearch[cmaes]'")
+        case "cmaes" if len(study.search) < 2:
+            yield Finding(place, ": cmaes needs two knobs or more; use tpe or gp")
+        case "grid" if (num_points := size(study.search)) is None or num_points > MAX_GRID_POINTS:
+            found = "a knob is continuous: give it a step" if num_points is None else f"there are {num_points:,} points"
+            yield Finding(place, f": grid trains every point, of at most {MAX_GRID_POINTS:,}, and {found}")
+        case _:
+            pass
 
 
 def check_feasibility(study: StudyConfig) -> Iterator[Finding]:
@@ -69,6 +97,57 @@ def check_feasibility(study: StudyConfig) -> Iterator[Finding]:
         yield Finding(place, f": {rule}" if len(tried) == 1 else f": none of {len(tried)} points is feasible: {rule}")
 
 
+def _check_guesses_and_conditions(knobs: Mapping[str, Knob | None], written: Written) -> Iterator[Finding]:
+    for path, knob in knobs.items():
+        if knob is None:
+            continue
+        place: FieldPath = ("search", path)
+        if knob.prior is not None and not (_fits(path, knob.prior.value) and _is_in(knob, path, knob.prior.value)):
+            given = shown_as(knob.prior.value, written((*place, "prior", "value")))
+            yield Finding((*place, "prior", "value"), f" must be {_allowed(knob)} (given {given})")
+        if knob.when and not is_lane_field(path):
+            yield Finding((*place, "when"), f": {path} changes a shape, and such a knob cannot be conditional")
+        for other, values in knob.when.items():
+            yield from _check_condition((*place, "when", other), path, other, values, knobs)
+
+
+def _check_condition(
+    place: FieldPath, path: str, other: str, values: tuple[object, ...], knobs: Mapping[str, Knob | None]
+) -> Iterator[Finding]:
+    if other not in knobs:
+        hint = did_you_mean(other, knobs)
+        yield Finding(place, f" is no knob of this search{hint}; a condition is about another knob")
+        return
+    parent = knobs[other]
+    if parent is None:
+        return
+    if path in _conditions_of(other, knobs):
+        yield Finding(place, f": {path} and {other} depend on each other")
+    elif not isinstance(parent, CategoricalKnob):
+        yield Finding(place, f" is {parent.type}; a condition is about a categorical knob")
+    else:
+        for value in values:
+            if not (_fits(other, value) and _is_in(parent, other, value)):
+                yield Finding(place, f" must be {_allowed(parent)} (given {shown(value)})")
+
+
+def _conditions_of(path: str, knobs: Mapping[str, Knob | None]) -> set[str]:
+    """The knobs that a knob depends on, itself included."""
+    found: set[str] = set()
+    waiting = [path]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            knob = knobs.get(path)
+            waiting += [] if knob is None else list(knob.when)
+    return found
+
+
+def _is_in(knob: Knob, path: str, value: object) -> bool:
+    return contains(knob, field_value(path, value))
+
+
 def normalized(study: StudyConfig) -> StudyConfig:
     """The study with choices and first tries as their fields hold them: 2.0 experts are 2."""
     search = {path: _normalized_knob(path, knob) for path, knob in study.search.items()}
@@ -77,9 +156,15 @@ def normalized(study: StudyConfig) -> StudyConfig:
 
 
 def _normalized_knob(path: str, knob: Knob) -> Knob:
-    if not isinstance(knob, CategoricalKnob):
-        return knob
-    return knob.model_copy(update={"choices": tuple(field_value(path, choice) for choice in knob.choices)})
+    changes: dict[str, object] = {}
+    if isinstance(knob, CategoricalKnob):
+        changes["choices"] = tuple(field_value(path, choice) for choice in knob.choices)
+    if knob.when:
+        changes["when"] = {
+            other: tuple(field_value(other, value) if _fits(other, value) else value for value in values)
+            for other, values in knob.when.items()
+        }
+    return knob.model_copy(update=changes) if changes else knob
 
 
 def _knob(value: object) -> Knob | None:
@@ -158,9 +243,13 @@ def _check_point(
             pass  # the form of the value or of its knob is wrong, which pydantic reports
         elif not (_fits(path, value) and contains(knob, field_value(path, value))):
             yield Finding(place, f" must be {_allowed(knob)} (given {shown_as(value, written(place))})")
+        elif other := next((o for o, values in knob.when.items() if o in point and point[o] not in values), None):
+            yield Finding(place, f" is not searched where {other} is {shown(point[other])}; leave it out")
 
 
 def _fits(path: str, value: object) -> bool:
+    if path not in field_names():
+        return False
     try:
         field_value(path, value)
     except InfeasibleError:
@@ -197,11 +286,12 @@ def _candidates(study: StudyConfig, fixed: Mapping[str, object]) -> Iterator[dic
     free = {path: knob for path, knob in study.search.items() if path not in fixed}
     num_points = size(free)
     if num_points is not None and num_points <= _MAX_CANDIDATES:
-        yield from ({**point, **fixed} for point in points(free))
+        yield from (without_inactive(study.search, {**point, **fixed}) for point in points(free))
         return
     draw = random.Random(0)  # the same points each time
     for _ in range(_MAX_CANDIDATES):
-        yield {**{path: _drawn(knob, draw) for path, knob in free.items()}, **fixed}
+        drawn = {path: _drawn(knob, draw) for path, knob in free.items()}
+        yield without_inactive(study.search, {**drawn, **fixed})
 
 
 def _drawn(knob: Knob, draw: random.Random) -> object:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from moesearch.config.section import WHOLE, Section
 
@@ -15,12 +15,40 @@ Choice = Annotated[
 ]
 
 
+def _as_list(value: object) -> object:
+    return value if isinstance(value, list | tuple) else (value,)
+
+
+Values = Annotated[tuple[Choice, ...], BeforeValidator(_as_list), Field(min_length=1, strict=False)]
+"""A value, or a list of some."""
+
+
+_WHEN_EXPECTED = "a mapping of a knob's path to a value or a list of them, such as { moe.noise: true }"
+
+
+class PriorConfig(Section):
+    """A guess at the best value of a knob. It is tried first, and followed for as long as trials near it are no worse
+    than others (after Hvarfner et al. 2022, whose prior fades with time alone).
+    """
+
+    value: Choice
+    """The guess."""
+    strength: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """How far it is trusted: a proposal follows it with probability strength / (strength + 1), less where it does not
+    pay."""
+
+
 class CategoricalKnob(Section):
     """One of a list of values."""
 
     type: Literal["categorical"]
     choices: Annotated[tuple[Choice, ...], Field(min_length=1, max_length=1000, strict=False)]
-    """The values, in an order that a study keeps for good."""
+    """The values."""
+    when: Annotated[dict[str, Values], Field(json_schema_extra={"expected": _WHEN_EXPECTED})] = {}
+    """Searched only where other knobs have these values: dotted path -> a value or a list of them; else the base's
+    value holds."""
+    prior: PriorConfig | None = None
+    """A guess at the best value."""
 
 
 class IntKnob(Section):
@@ -35,6 +63,11 @@ class IntKnob(Section):
     """Distance of neighbouring values."""
     log: bool = False
     """Sample evenly in the logarithm."""
+    when: Annotated[dict[str, Values], Field(json_schema_extra={"expected": _WHEN_EXPECTED})] = {}
+    """Searched only where other knobs have these values: dotted path -> a value or a list of them; else the base's
+    value holds."""
+    prior: PriorConfig | None = None
+    """A guess at the best value."""
 
     def broken_rules(self) -> Iterator[tuple[str, str]]:
         yield from _broken_range(self.low, self.high, self.step, self.log)
@@ -52,6 +85,11 @@ class FloatKnob(Section):
     """Distance of neighbouring values; null is every number between."""
     log: bool = False
     """Sample evenly in the logarithm."""
+    when: Annotated[dict[str, Values], Field(json_schema_extra={"expected": _WHEN_EXPECTED})] = {}
+    """Searched only where other knobs have these values: dotted path -> a value or a list of them; else the base's
+    value holds."""
+    prior: PriorConfig | None = None
+    """A guess at the best value."""
 
     def broken_rules(self) -> Iterator[tuple[str, str]]:
         yield from _broken_range(self.low, self.high, self.step, self.log)
@@ -64,6 +102,14 @@ Knob = Annotated[
         json_schema_extra={"expected": "a knob, such as { type: categorical, choices: [1, 2] }"},
     ),
 ]
+
+
+def is_active(knob: Knob, params: Mapping[str, object]) -> bool:
+    """Whether a knob is searched beside these values of others; without all that it asks for it is not."""
+    return all(
+        any(path in params and params[path] == value and type(params[path]) is type(value) for value in values)
+        for path, values in knob.when.items()
+    )
 
 
 def exact(number: float) -> Fraction:

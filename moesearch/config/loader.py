@@ -10,7 +10,7 @@ from typing import NoReturn, TypeVar
 
 from pydantic import ValidationError
 
-from moesearch.config.checks import check_feasibility, check_form, normalized
+from moesearch.config.checks import check_feasibility, check_form, check_sampler, normalized
 from moesearch.config.document import Document, FieldPath, read_document
 from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob
 from moesearch.config.messages import Finding, did_you_mean, findings, shown
@@ -50,6 +50,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     _raise_problems(doc, found)
     assert study is not None
     study = normalized(study)
+    _raise_problems(doc, check_sampler(study))
     _raise_problems(doc, islice(check_feasibility(study), MAX_PROBLEMS))
     return study
 

@@ -5,27 +5,65 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from itertools import product
+from typing import Any
 
-from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob, exact
+from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob, exact, is_active
 from moesearch.config.resolve import is_feasible, resolve
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import SOMETIMES_UNREAD
+
+MAX_COUNTED_POINTS = 100_000
+"""Larger spaces with conditional knobs are counted as if no knob were conditional."""
 
 
 def size(search: Mapping[str, Knob]) -> int | None:
     """Number of points, feasible or not; None where a knob is continuous."""
     counts = [num_values(knob) for knob in search.values()]
-    return None if None in counts else math.prod(count for count in counts if count is not None)
+    if None in counts:
+        return None
+    num_points = math.prod(count for count in counts if count is not None)
+    has_conditions = any(knob.when for knob in search.values())
+    return sum(1 for _ in points(search)) if has_conditions and num_points <= MAX_COUNTED_POINTS else num_points
 
 
 def points(search: Mapping[str, Knob]) -> Iterator[dict[str, object]]:
     """Every point, the last knob moving fastest. Ask for ``size`` first: a point is cheap, their number may not be.
 
+    A point has no value for a knob whose condition does not hold there.
+
     Raises:
         ValueError: a knob is continuous, so the points cannot be listed.
     """
     axes = [values(knob) for knob in search.values()]
-    return (dict(zip(search, point, strict=True)) for point in product(*axes))
+    every = (dict(zip(search, point, strict=True)) for point in product(*axes))
+    return _each_once(search, every) if any(knob.when for knob in search.values()) else every
+
+
+def _each_once(search: Mapping[str, Knob], every: Iterator[dict[str, object]]) -> Iterator[dict[str, object]]:
+    seen: set[tuple[tuple[str, str], ...]] = set()
+    for point in every:
+        active = without_inactive(search, point)
+        name = tuple((path, repr(value)) for path, value in active.items())
+        if name not in seen:
+            seen.add(name)
+            yield active
+
+
+def without_inactive(search: Mapping[str, Knob], point: Mapping[str, Any]) -> dict[str, Any]:
+    """The point without values of knobs whose conditions do not hold in it."""
+    kept = dict(point)
+    while inactive := [path for path in kept if path in search and not is_active(search[path], kept)]:
+        for path in inactive:
+            del kept[path]
+    return kept
+
+
+def in_order(search: Mapping[str, Knob]) -> list[str]:
+    """The knobs, each one after those that its condition is about."""
+    order: list[str] = []
+    while len(order) < len(search):
+        order += [path for path in search if path not in order and set(search[path].when) <= set(order)]
+    return order
 
 
 def feasible_points(study: StudyConfig, limit: int = 100_000) -> list[dict[str, object]] | None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from moesearch.config.confirm_runs import num_confirm_runs
 from moesearch.config.knobs import Choice, Knob
+from moesearch.config.quantities import LOSSES, RAISED, Constraint, Loss, Quantity, curve_of, parse_constraint
 from moesearch.config.section import WHOLE, Section
 from moesearch.config.trial import TrialConfig
-
-Objective = Literal["val_loss", "val_bpb"]
 
 TOKENIZER_FIELDS = ("data.tokenizer", "data.vocab_size")
 """Fields that decide which piece of text a token is."""
@@ -24,9 +24,12 @@ MAX_LANES = 64
 class SamplerConfig(Section):
     """Who proposes the next configuration."""
 
-    type: Literal["auto", "tpe", "random"] = "auto"
-    """``auto`` covers a feasible space that fits the budget point by point, and uses TPE (Bergstra et al. 2011) on a
-    larger one."""
+    type: Literal["auto", "tpe", "random", "gp", "cmaes", "qmc", "grid", "nsga2"] = "auto"
+    """``auto`` covers a feasible space that fits the budget point by point, then trains the leaders on further seeds;
+    on a larger space it uses ``tpe``, multivariate (Bergstra et al. 2011; Falkner et al. 2018). ``random`` is chance,
+    ``gp`` a Gaussian process (for few trials), ``cmaes`` an evolution strategy (Hansen and Ostermeier 2001; for many
+    trials of numeric knobs), ``qmc`` a Sobol sequence, ``nsga2`` a genetic algorithm for several objectives (Deb et al.
+    2002). ``grid`` trains every point once, then every point on a second seed, and so on."""
     seed: Annotated[int, Field(ge=0, lt=2**31), WHOLE] = 0
     """Seed of the study: of its sampler, and of every trial's own seed."""
 
@@ -101,6 +104,32 @@ class ConfirmConfig(Section):
 Control = Literal["dense", "none"]
 
 
+class LimitsConfig(Section):
+    """Budgets of the whole study, its confirmation included, beside ``num_trials``: over all workers and restarts.
+
+    None is ever overspent. A study that reaches one ends as if it had reached its number of trials.
+    """
+
+    wall_hours: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Hours in which anyone works on the study; the search leaves three tenths of them to the confirmation."""
+    gpu_hours: Annotated[float, Field(gt=0, le=1e6)] | None = None
+    """Hours that workers hold their device, added up over workers; on a CPU, hours of worker processes."""
+    flops: Annotated[float, Field(gt=0, le=1e30)] | None = None
+    """FLOPs of training and evaluation. A trial reserves its whole cost as it begins and frees the rest as it ends."""
+
+
+class StopConfig(Section):
+    """When the search ends before ``num_trials``; trials that run are trained to their ends. The report says why."""
+
+    target: float | None = None
+    """A value of the leading objective that is good enough."""
+    patience: Annotated[int, Field(ge=1, le=1_000_000), WHOLE] | None = None
+    """Finished trials without an improvement beyond the seed noise, as far as seeds of one configuration show it."""
+    regret: Annotated[float, Field(ge=0, le=1000)] | None = None
+    """Ends where no untried configuration is expected to be better by more than this, two deviations granted, under an
+    additive model of the knobs. For spaces that can be listed, without continuous knobs."""
+
+
 class RunConfig(Section):
     """How the study is run; never what it finds."""
 
@@ -136,8 +165,17 @@ class StudyConfig(Section):
         ),
     ]
     """Name in the store, and of the report's folder."""
-    objective: Objective = "val_loss"
-    """What the search lowers: nats per token, or bits per byte where tokenizers differ."""
+    objective: Quantity = "val_loss"
+    """What the search lowers: nats per token, or bits per byte where tokenizers differ; or a size, or a fault of the
+    routers."""
+    objectives: Annotated[tuple[Quantity, ...], Field(max_length=4, strict=False)] = ()
+    """Several objectives, in place of ``objective``; the first one decides which trials are stopped early and which are
+    confirmed. What is wanted is their Pareto front. ``tokens_per_second``, ``load_entropy`` and ``top1_probability``
+    are raised, all others lowered."""
+    constraints: Annotated[tuple[str, ...], Field(max_length=20, strict=False)] = ()
+    """What a trial must keep to be a candidate, each as ``quantity <= number`` or ``>=``: ``dead_experts <= 0``. Sizes
+    are checked before training; router health also at milestones, where two violations in a row end a trial; losses
+    and speed at the end."""
     num_trials: Annotated[int, Field(ge=1, le=1_000_000), WHOLE]
     """Finished trials (complete or pruned), over all restarts and workers."""
     sampler: SamplerConfig = SamplerConfig()
@@ -155,13 +193,47 @@ class StudyConfig(Section):
     """Dotted path of a field of a trial -> knob."""
     enqueue: Annotated[tuple[dict[str, Choice], ...], Field(max_length=1000, strict=False)] = ()
     """Configurations to try first, in this order: dotted path -> value."""
+    limits: LimitsConfig = LimitsConfig()
+    stop: StopConfig = StopConfig()
+    transfer_from: Annotated[tuple[str, ...], Field(max_length=20, strict=False)] = ()
+    """Earlier studies of the store whose results this study's sampler knows from the start, where their trials are
+    configurations of this study but for budget and seeds. They count as no trials of this one."""
     confirm: ConfirmConfig = ConfirmConfig()
     control: Control = "dense"
     """What is confirmed beside the leaders: ``dense`` is a model without experts, of the active FLOPs of the search's
     best configuration."""
     run: RunConfig = RunConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_objective_leads(cls, values: object) -> object:
+        if isinstance(values, dict) and isinstance(several := values.get("objectives"), list | tuple) and several:
+            return {"objective": several[0], **values}
+        return values
+
+    @property
+    def all_objectives(self) -> tuple[Quantity, ...]:
+        """The objectives, the leading one first."""
+        return self.objectives or (self.objective,)
+
+    @property
+    def curve(self) -> Loss:
+        """The loss that the curves of trials show."""
+        return curve_of(self.objective)
+
+    @cached_property
+    def parsed_constraints(self) -> tuple[Constraint, ...]:
+        return tuple(map(parse_constraint, self.constraints))
+
     def broken_rules(self) -> Iterator[tuple[str, str]]:
+        yield from self._broken_objectives()
+        for index, text in enumerate(self.constraints):
+            try:
+                parse_constraint(text)
+            except ValueError as error:
+                yield "constraints", f"number {index + 1} ({text[:60]!r}) {error}"
+        if self.limits.flops is not None and self.base.budget.seconds is not None:
+            yield "limits", "flops cannot be kept where base.budget is in seconds; use gpu_hours, or another budget"
         pruner, milestones = self.pruner, self.base.budget.milestones
         if pruner.type in ("asha", "hyperband") and pruner.first_rung >= milestones:
             yield "pruner", f"first_rung ({pruner.first_rung}) must be below base.budget.milestones ({milestones})"
@@ -183,3 +255,21 @@ class StudyConfig(Section):
             has_baseline=bool(self.enqueue),
             has_control=self.control == "dense",
         )
+
+    def _broken_objectives(self) -> Iterator[tuple[str, str]]:
+        first, several = self.objective, self.objectives
+        if self.sampler.type == "cmaes" and len(several) > 1:
+            yield "sampler", f"type cmaes lowers one objective, not {len(several)}; use nsga2, tpe or gp"
+        if several and several[0] != first:
+            yield "objective", f"({first}) must be the first of objectives ({several[0]}); leave it out"
+        if len(set(several)) < len(several):
+            yield "objectives", "must differ from each other"
+        if first in RAISED:
+            yield "objective", f"{first} is raised, and the first objective is one that is lowered; name it second"
+        if first not in LOSSES and self.pruner.type != "none":
+            yield "pruner", f"type {self.pruner.type} looks at losses, and the first objective is {first}; use none"
+        if first not in LOSSES and self.confirm.top:
+            yield (
+                "confirm",
+                f"top ({self.confirm.top}) must be 0 where {first} leads the objectives: it compares losses",
+            )

@@ -57,7 +57,7 @@ _FIRST_FIELDS: Mapping[str, frozenset[str]] = {
     "budget": frozenset({"steps", "tokens", "active_flops", "milestones"}),
 }
 
-BUDGET_UNITS = ("steps", "tokens", "active_flops")
+BUDGET_UNITS = ("steps", "tokens", "active_flops", "seconds")
 
 SOMETIMES_UNREAD = frozenset(
     {
@@ -190,7 +190,9 @@ class DataConfig(Section):
 
 
 class BudgetConfig(Section):
-    """How long a trial trains: exactly one of steps, tokens, active_flops; milestones are equal fractions of it."""
+    """How long a trial trains: exactly one of steps, tokens, active_flops, seconds; milestones are equal fractions of
+    it.
+    """
 
     steps: Annotated[Annotated[int, Field(ge=1, le=10**9), WHOLE] | None, LANE] = None
     """Optimiser steps; 5000 where no budget is given."""
@@ -198,6 +200,9 @@ class BudgetConfig(Section):
     """Training tokens, rounded up to whole steps."""
     active_flops: Annotated[Annotated[float, Field(gt=0, le=1e30)] | None, LANE] = None
     """Training FLOPs of the active parameters (forward and backward), rounded up to whole steps."""
+    seconds: Annotated[Annotated[float, Field(gt=0, le=1e8)] | None, LANE] = None
+    """Seconds of training, evaluation apart; lanes that train side by side share the time. At equal seconds a slower
+    model trains on fewer tokens, and no two runs have the same number of steps."""
     milestones: Annotated[int, Field(ge=1, le=10_000), WHOLE, LANE] = 10
     """Number of evaluations on the whole validation split, at equal fractions of the budget, the last one at the end.
     At most one a step."""

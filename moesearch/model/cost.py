@@ -87,9 +87,14 @@ def training_flops_per_token(config: TrialConfig, vocab_size: int) -> int:
     return 3 * flops_per_token(config, vocab_size)
 
 
-def num_steps(config: TrialConfig, vocab_size: int) -> int:
-    """Steps that the budget pays for, rounded up to whole steps, and at least one per milestone."""
+def num_steps(config: TrialConfig, vocab_size: int) -> int | None:
+    """Steps that the budget pays for, rounded up to whole steps, and at least one per milestone.
+
+    None for a budget in seconds, which shows only in training how many steps it pays for.
+    """
     budget = config.budget
+    if budget.seconds is not None:
+        return None
     if budget.steps is not None:
         return budget.steps
     if budget.tokens is not None:

@@ -35,7 +35,7 @@ def ranking_figure(results: StudyResults) -> Figure:
     figure, axes = new_figure(0.75 + 1.35 * ROW_INCHES * len(candidates))
     for row, candidate in enumerate(candidates):
         colour = BEST if row == 0 else BASE if candidate.is_baseline else OTHER
-        losses = runs.loc[runs["fingerprint"] == candidate.fingerprint, results.config.objective]
+        losses = runs.loc[runs["fingerprint"] == candidate.fingerprint, results.config.curve]
         size, alpha = (14, 0.55) if is_confirmed else (30, 0.9)
         axes.scatter(losses, [row] * len(losses), s=size, color=colour, alpha=alpha, linewidth=0, zorder=3)
         if candidate.low is not None and candidate.high is not None:
@@ -142,7 +142,7 @@ def curves_figure(results: StudyResults, highlighted: int | None = None) -> Figu
     One trial stands out, by its number; without it the best and the baseline do.
     """
     trials = results.trials.set_index("number")
-    objective = results.config.objective
+    objective = results.config.curve
     curves = results.curves[np.isfinite(results.curves[objective]) & results.curves["tokens"].notna()]
     outcomes = trials["outcome"].reindex(curves["number"]).to_numpy()
     figure, axes = new_figure(3.3)

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import pandas as pd
 
-OBJECTIVES = {"val_loss": "validation loss (nats per token)", "val_bpb": "validation bits per byte"}
+from moesearch.config.quantities import ROUTER_QUANTITIES, Quantity
+
+OBJECTIVES: dict[Quantity, str] = {
+    **{name: name.replace("_", " ") for name in ROUTER_QUANTITIES},
+    "val_loss": "validation loss (nats per token)",
+    "val_bpb": "validation bits per byte",
+    "active_params": "active parameters",
+    "total_params": "total parameters",
+    "flops_per_token": "forward FLOPs per token",
+    "tokens_per_second": "training tokens per second",
+}
 """Objective of a study -> what stands beside an axis."""
 
 MISSING = "\N{EN DASH}"

@@ -104,7 +104,7 @@ def _with_margin(candidate: Candidate) -> str:
 def _seeds_table(results: StudyResults) -> Table:
     """Every confirmation loss: what the statistics are made from."""
     runs = results.confirm[results.confirm["outcome"] == "complete"]
-    losses = runs.pivot_table(index="fingerprint", columns="replicate", values=results.config.objective)
+    losses = runs.pivot_table(index="fingerprint", columns="replicate", values=results.config.curve)
     by_config = losses.to_dict("index")
     return Table(
         "Validation loss of each confirmation run, one column per seed index; a column shares its order of batches",

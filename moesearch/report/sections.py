@@ -14,6 +14,7 @@ from moesearch.errors import UnknownStudyError
 from moesearch.report import figures, knob_figures
 from moesearch.report.blocks import Block, Facts, Gallery, Picture, Section, Snippet, Table, Text
 from moesearch.report.numbers import OBJECTIVES, compact, duration, exact, percent
+from moesearch.report.pareto import pareto_section
 from moesearch.report.ranking import ranking_section
 from moesearch.report.routers import routers_section
 from moesearch.results import wording
@@ -235,12 +236,13 @@ def settings_section(results: StudyResults) -> Section:
     """What ran where, on what text, with which versions."""
     config, corpus = results.config, results.corpus
     budget = config.base.budget
-    amounts = {"steps": budget.steps, "tokens": budget.tokens, "active_flops": budget.active_flops}
     rows = [
         ("objective", OBJECTIVES[config.objective]),
-        ("budget of a trial", ", ".join(f"{compact(n)} {name}" for name, n in amounts.items() if n is not None)),
+        ("budget of a trial", f"{compact(getattr(budget, budget.unit))} {budget.unit}"),
         ("milestones", exact(budget.milestones)),
         ("baseline", results.label_of(results.baseline)),
+        *([("the search ended early", results.search_end)] if results.search_end else []),
+        *([("results of earlier studies known", exact(results.num_transferred))] if results.num_transferred else []),
         ("sampler, pruner", f"{config.sampler.type} (seed {config.sampler.seed}), {config.pruner.type}"),
         (
             "confirmation",
@@ -300,6 +302,7 @@ SECTIONS: tuple[Callable[[StudyResults], Section | None], ...] = (
     verdict_section,
     recommended_section,
     ranking_section,
+    pareto_section,
     cost_section,
     curves_section,
     knobs_section,

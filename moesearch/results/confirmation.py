@@ -38,7 +38,7 @@ def confirm_runs(results: StudyResults) -> list[ConfirmRun]:
                 label=CONTROL_LABEL if is_control else config_label(params),
                 params=params,
                 seed_index=int(trial.user_attrs[records.REPLICATE]),
-                val_loss=float(point[results.config.objective]) if outcome == "complete" else math.nan,
+                val_loss=float(point[results.config.curve]) if outcome == "complete" else math.nan,
                 search_value=search_values.get(fingerprint),
                 is_baseline=fingerprint == results.baseline_fingerprint,
                 block_losses=tuple(point.get("val_block_losses", ())) if outcome == "complete" else (),
@@ -60,7 +60,7 @@ def _rate(run: FrozenTrial, results: StudyResults) -> Rate | None:
         lr = _lr(trial)
         searched_lr = lr / 2.0 ** record["doublings"]
         if outcome_of(trial) == "complete":
-            tried[lr] = float(last_point(trial)[results.config.objective])
+            tried[lr] = float(last_point(trial)[results.config.curve])
         elif outcome_of(trial) == "diverged":
             tried.setdefault(lr, None)
     if searched_lr is None:

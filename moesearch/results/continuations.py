@@ -41,6 +41,12 @@ def counts(trial: FrozenTrial) -> bool:
     return is_finished(trial) and not is_continuation(trial)
 
 
+def first_value(trial: FrozenTrial) -> float | None:
+    """The leading objective of a trial that is complete and violates no constraint; None for others."""
+    is_candidate = trial.state is TrialState.COMPLETE and trial.user_attrs.get(OUTCOME, "complete") == "complete"
+    return trial.values[0] if is_candidate and trial.values else None
+
+
 def promoted_at(trial: FrozenTrial) -> int:
     """The rung that a continued trial was promoted from, as a milestone; 0 if it was never stopped."""
     return int(trial.system_attrs[CONTINUES]["milestone"]) if is_continuation(trial) else 0

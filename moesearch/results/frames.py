@@ -11,8 +11,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.labels import config_label
-from moesearch.config.quantities import ROUTER_QUANTITIES
-from moesearch.config.study import Objective
+from moesearch.config.quantities import ROUTER_QUANTITIES, Loss, curve_of
 from moesearch.results import records
 from moesearch.results.continuations import one_record_each
 
@@ -96,7 +95,7 @@ def trials_frame(storage: BaseStorage, study_name: str) -> pd.DataFrame:
     study_id = storage.get_study_id_from_name(study_name)
     config = storage.get_study_system_attrs(study_id).get(records.STUDY_CONFIG, {})
     trials = storage.get_all_trials(study_id, deepcopy=False)
-    return frame_of_trials(trials, tuple(config.get("search", ())), config.get("objective", "val_loss"))
+    return frame_of_trials(trials, tuple(config.get("search", ())), curve_of(config.get("objective", "val_loss")))
 
 
 def curves_frame(storage: BaseStorage, study_name: str) -> pd.DataFrame:
@@ -107,11 +106,13 @@ def curves_frame(storage: BaseStorage, study_name: str) -> pd.DataFrame:
     """
     study_id = storage.get_study_id_from_name(study_name)
     config = storage.get_study_system_attrs(study_id).get(records.STUDY_CONFIG, {})
-    return frame_of_curves(storage.get_all_trials(study_id, deepcopy=False), config.get("objective", "val_loss"))
+    return frame_of_curves(
+        storage.get_all_trials(study_id, deepcopy=False), curve_of(config.get("objective", "val_loss"))
+    )
 
 
 def frame_of_trials(
-    trials: Sequence[FrozenTrial], knobs: Sequence[str] = (), objective: Objective = "val_loss"
+    trials: Sequence[FrozenTrial], knobs: Sequence[str] = (), objective: Loss = "val_loss"
 ) -> pd.DataFrame:
     """The rows of ``trials_frame``. ``knobs`` are columns even if no trial has them yet.
 
@@ -124,7 +125,7 @@ def frame_of_trials(
     )
 
 
-def frame_of_curves(trials: Sequence[FrozenTrial], objective: Objective = "val_loss") -> pd.DataFrame:
+def frame_of_curves(trials: Sequence[FrozenTrial], objective: Loss = "val_loss") -> pd.DataFrame:
     """The rows of ``curves_frame``."""
     trials = one_record_each(trials)
     return _frame(CURVE_COLUMNS, [(trial.number, *point) for trial in trials for point in _curve(trial, objective)])
@@ -184,7 +185,7 @@ def _series(name: str, values: list[Any]) -> pd.Series[Any]:
     return pd.Series(values, dtype="object")
 
 
-def _trial_row(trial: FrozenTrial, paths: Sequence[str], objective: Objective) -> tuple[Any, ...]:
+def _trial_row(trial: FrozenTrial, paths: Sequence[str], objective: Loss) -> tuple[Any, ...]:
     outcome = outcome_of(trial)
     attrs = trial.user_attrs
     values = knob_values(trial, paths)
@@ -223,7 +224,7 @@ def _trial_row(trial: FrozenTrial, paths: Sequence[str], objective: Objective) -
     )
 
 
-def _curve(trial: FrozenTrial, objective: Objective) -> Iterator[tuple[Any, ...]]:
+def _curve(trial: FrozenTrial, objective: Loss) -> Iterator[tuple[Any, ...]]:
     for milestone, value in sorted(trial.intermediate_values.items()):
         # Written by another tool, a curve has the objective alone.
         bare = {"milestone": milestone, objective: value}

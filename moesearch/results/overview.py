@@ -23,6 +23,7 @@ from moesearch.config.labels import config_label
 from moesearch.config.secrets import mask_url
 from moesearch.errors import StoreError
 from moesearch.results import records
+from moesearch.results.continuations import first_value
 
 SILENT_SECONDS = 120
 """After this long without a sign of life a trial may be taken over by another worker."""
@@ -93,6 +94,8 @@ class StudyOverview:
     open_session: str | None
     """The process (``host:pid:start``) of the last run of the command, if it has not said that it ended; one that was
     killed never does. Empty for a run of an earlier version."""
+    search_end: str
+    """Why the search ended before its number of trials, as a sentence; empty where it did not."""
     best_number: int | None
     best_label: str
     best_value: float | None
@@ -106,7 +109,7 @@ class StudyOverview:
     @property
     def phase(self) -> Phase:
         """What the study is at, or would go on with."""
-        if self.finished < self.num_trials:
+        if self.finished < self.num_trials and not self.search_end:
             return "search"
         return "done" if self.is_confirmed else "confirm"
 
@@ -210,7 +213,7 @@ def _overview(
     complete = sum(count for kind, count in search.items() if kind.is_done and kind.state is TrialState.COMPLETE)
     infeasible = sum(count for kind, count in search.items() if kind.outcome == "infeasible")
     void = sum(count for kind, count in search.items() if kind.state.is_finished() and not kind.is_done)
-    best = storage.get_best_trial(study_id) if complete else None
+    best = _best(storage, study_id, is_constrained=bool(config.get("constraints"))) if complete else None
     milestones = config["base"]["budget"]["milestones"]
     running = [*_running(storage, study_id, "search", milestones)]
     if confirm_id is not None:
@@ -227,9 +230,10 @@ def _overview(
         num_confirm_runs=confirm.total() or _planned_runs(config),
         is_confirmed=config["confirm"]["top"] == 0 or records.VERDICT in attrs,
         open_session=_open_session(attrs),
+        search_end=attrs.get(records.SEARCH_END, ""),
         best_number=None if best is None else best.number,
         best_label="" if best is None else config_label(best.params),
-        best_value=None if best is None else best.value,
+        best_value=None if best is None else best.values[0],
         running=tuple(running),
     )
 
@@ -243,6 +247,15 @@ def _planned_runs(config: Mapping[str, Any]) -> int:
         has_baseline=bool(config["enqueue"]),
         has_control=config.get("control") == "dense",
     )
+
+
+def _best(storage: RDBStorage, study_id: int, *, is_constrained: bool) -> FrozenTrial | None:
+    """The best complete trial by the leading objective. One query finds it, unless there are several or constraints."""
+    if len(storage.get_study_directions(study_id)) == 1 and not is_constrained:
+        return storage.get_best_trial(study_id)
+    trials = storage.get_all_trials(study_id, deepcopy=False, states=(TrialState.COMPLETE,))
+    candidates = [trial for trial in trials if first_value(trial) is not None]
+    return min(candidates, key=lambda trial: first_value(trial) or 0.0, default=None)
 
 
 def _running(storage: RDBStorage, study_id: int, phase: TrialPhase, milestones: int) -> Iterator[RunningTrial]:

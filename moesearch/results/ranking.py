@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from moesearch.config.study import Objective
+from moesearch.config.quantities import Loss
 
 RANKING_COLUMNS = (
     "fingerprint",
@@ -26,7 +26,7 @@ RANKING_COLUMNS = (
 )
 
 
-def configurations(trials: pd.DataFrame, knobs: Sequence[str], objective: Objective = "val_loss") -> pd.DataFrame:
+def configurations(trials: pd.DataFrame, knobs: Sequence[str], objective: Loss = "val_loss") -> pd.DataFrame:
     """One row per configuration that was trained at all, best first.
 
     Complete configurations come first, by their mean value; then those that were pruned or still run, by how far they

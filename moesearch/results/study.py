@@ -14,8 +14,9 @@ from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
 from moesearch.config.labels import config_label
+from moesearch.config.quantities import Loss
 from moesearch.config.resolve import resolve
-from moesearch.config.study import Objective, StudyConfig
+from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import InfeasibleError, StoreError, UnknownStudyError
 from moesearch.results import records
@@ -36,7 +37,7 @@ Storage = BaseStorage
 """The store, under a name for those who only pass it on."""
 
 LEADERS_SHOWN = 10
-UNITS: Mapping[Objective, Unit] = {"val_loss": "nats", "val_bpb": "bits per byte"}
+UNITS: Mapping[Loss, Unit] = {"val_loss": "nats", "val_bpb": "bits per byte"}
 
 
 @dataclass(frozen=True)
@@ -66,34 +67,38 @@ class StudyResults:
     """The runs that the verdict rests on."""
     rate_trials: tuple[FrozenTrial, ...] = ()
     """The runs before them, that found each finalist's learning rate."""
+    search_end: str = ""
+    """Why the search ended before its number of trials: a limit or a stopping rule; empty where neither did."""
+    num_transferred: int = 0
+    """Results of other studies that the sampler knew."""
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        return frame_of_trials(self.search_trials, tuple(self.config.search), self.config.objective)
+        return frame_of_trials(self.search_trials, tuple(self.config.search), self.config.curve)
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        return frame_of_curves(self.search_trials, self.config.objective)
+        return frame_of_curves(self.search_trials, self.config.curve)
 
     @cached_property
     def confirm(self) -> pd.DataFrame:
         """The confirmation trials, as ``trials``."""
-        return frame_of_trials(self.confirm_trials, tuple(self.config.search), self.config.objective)
+        return frame_of_trials(self.confirm_trials, tuple(self.config.search), self.config.curve)
 
     @cached_property
     def rates(self) -> pd.DataFrame:
         """The runs that found learning rates, as ``trials``."""
-        return frame_of_trials(self.rate_trials, tuple(self.config.search), self.config.objective)
+        return frame_of_trials(self.rate_trials, tuple(self.config.search), self.config.curve)
 
     @cached_property
     def ranking(self) -> pd.DataFrame:
         """One row per configuration, best first."""
-        return configurations(self.trials, tuple(self.config.search), self.config.objective)
+        return configurations(self.trials, tuple(self.config.search), self.config.curve)
 
     @cached_property
     def verdict(self) -> Verdict:
         """What the confirmation runs say now, with the stored opening of the test split; else the search's leaders."""
-        live = decide(confirm_runs(self), num_searched=self.num_configurations, unit=UNITS[self.config.objective])
+        live = decide(confirm_runs(self), num_searched=self.num_configurations, unit=UNITS[self.config.curve])
         if live.conclusion in ("nothing", "unconfirmed"):
             return _unconfirmed(self, live.left_out)
         stored = self.stored_verdict
@@ -147,7 +152,8 @@ class StudyResults:
     def is_finished(self) -> bool:
         """Whether all that the study file asks for has been done."""
         is_confirmed = self.config.confirm.top == 0 or self.stored_verdict is not None
-        return self.num_finished >= self.config.num_trials and is_confirmed and not self.is_running
+        is_searched = self.num_finished >= self.config.num_trials or bool(self.search_end)
+        return is_searched and is_confirmed and not self.is_running
 
     @property
     def wall_seconds(self) -> float:
@@ -225,6 +231,8 @@ def read_study(storage: Storage, study_name: str) -> StudyResults:
         search_trials=tuple(storage.get_all_trials(study_id, deepcopy=False)),
         confirm_trials=tuple(trial for trial in confirm_trials if records.RATE not in trial.system_attrs),
         rate_trials=tuple(trial for trial in confirm_trials if records.RATE in trial.system_attrs),
+        search_end=attrs.get(records.SEARCH_END, ""),
+        num_transferred=attrs.get(records.TRANSFERRED, 0),
     )
 
 
@@ -248,7 +256,7 @@ def _unconfirmed(results: StudyResults, left_out: tuple[LeftOut, ...]) -> Verdic
     )
     return Verdict(
         "unconfirmed" if leaders else "nothing",
-        unit=UNITS[results.config.objective],
+        unit=UNITS[results.config.curve],
         ranking=leaders,
         num_seeds=leaders[0].num_seeds if leaders else 0,
         seed_noise=pooled_deviation(list(seed_values)),

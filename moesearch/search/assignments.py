@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
@@ -10,11 +11,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.resolve import derive_seed, resolve
 from moesearch.config.secrets import hide_secrets
-from moesearch.config.study import Objective, StudyConfig
+from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import InfeasibleError, InputError, LostTrialError
 from moesearch.results.records import (
     CONFIG,
+    COST,
     FINGERPRINT,
     MILESTONE_PREFIX,
     OUTCOME,
@@ -23,7 +25,7 @@ from moesearch.results.records import (
     SEED,
     Outcome,
 )
-from moesearch.search.claims import Claims, fenced, violate_a_constraint, was_killed_for_memory
+from moesearch.search.claims import Claims, fenced, set_constraints, was_killed_for_memory
 from moesearch.search.families import Family
 from moesearch.search.suggest import suggest
 from moesearch.training.points import EvalPoint
@@ -87,10 +89,15 @@ def next_assignment(claims: Claims, config: StudyConfig, family: Family | None =
 
 def _assign(claims: Claims, trial: optuna.Trial, config: StudyConfig) -> Assignment:
     frozen = claims.storage.get_trial(trial._trial_id)
+    flops = claims.limits.flops
     if CONFIG in frozen.system_attrs:  # planned for confirmation, or begun by an earlier worker
+        begun = TrialConfig.model_validate(frozen.system_attrs[CONFIG])
+        if flops is not None and COST not in frozen.system_attrs:
+            with fenced(trial):
+                claims.storage.set_trial_system_attr(trial._trial_id, COST, flops.flops_of(begun))
         return Assignment(
             trial,
-            TrialConfig.model_validate(frozen.system_attrs[CONFIG]),
+            begun,
             frozen.user_attrs[FINGERPRINT],
             frozen.user_attrs[REPLICATE],
             last_point(frozen),
@@ -105,6 +112,8 @@ def _assign(claims: Claims, trial: optuna.Trial, config: StudyConfig) -> Assignm
         trial.set_user_attr(FINGERPRINT, fingerprint)
         trial.set_user_attr(REPLICATE, replicate)
         trial.set_user_attr(SEED, seed)
+        if flops is not None:
+            claims.storage.set_trial_system_attr(trial._trial_id, COST, flops.flops_of(resolved))
         # Last, since its presence says that the rest is there.
         claims.storage.set_trial_system_attr(trial._trial_id, CONFIG, resolved.model_dump(mode="json"))
     return Assignment(trial, resolved, fingerprint, replicate, None)
@@ -125,24 +134,22 @@ def _next_replicate(study: optuna.Study, fingerprint: str, number: int) -> int:
 
 def last_point(trial: FrozenTrial) -> EvalPoint | None:
     """The last milestone that the trial reported, from its record."""
-    if trial.last_step is None:
-        return None
-    return EvalPoint.from_record(trial.system_attrs[f"{MILESTONE_PREFIX}{trial.last_step:04d}"])
+    return None if trial.last_step is None else reported_point(trial, trial.last_step)
 
 
-def objective_value(objective: Objective, point: EvalPoint) -> float:
-    """What the study minimises, of a trial's milestone."""
-    match objective:
-        case "val_loss":
-            return point.val_loss
-        case "val_bpb":
-            return point.val_bpb
-        case _:
-            assert_never(objective)
+def reported_point(trial: FrozenTrial, milestone: int) -> EvalPoint:
+    """A milestone that the trial reported, from its record."""
+    return EvalPoint.from_record(trial.system_attrs[f"{MILESTONE_PREFIX}{milestone:04d}"])
 
 
 def finish(
-    study: optuna.Study, trial: optuna.Trial, outcome: Outcome, *, value: float | None = None, reason: str | None = None
+    study: optuna.Study,
+    trial: optuna.Trial,
+    outcome: Outcome,
+    *,
+    values: Sequence[float] | None = None,
+    violations: Mapping[str, float] | None = None,
+    reason: str | None = None,
 ) -> TrialState:
     """Tell Optuna the truth about a trial that ended, and under which name; returns its state.
 
@@ -159,16 +166,18 @@ def finish(
             case "pruned":
                 state = TrialState.PRUNED
             case "violated":  # its constraints are told apart, as the study file names them
-                state = TrialState.PRUNED if value is None else TrialState.COMPLETE
+                state = TrialState.PRUNED if values is None else TrialState.COMPLETE
             case "infeasible" | "diverged" | "collapsed" | "out_of_memory" | "timed_out":
+                # A violated constraint keeps samplers away from the region; a FAIL would be invisible to them.
                 state = TrialState.PRUNED
-                violate_a_constraint(trial)
+                violations = {"feasible": 1.0}
             case "error" | "lost":
                 state = TrialState.FAIL
             case _:
                 assert_never(outcome)
         try:
-            study.tell(trial, value, state)
+            set_constraints(trial, violations or {})
+            study.tell(trial, values, state)
         except ValueError as error:
             raise LostTrialError(f"trial {trial.number} was ended by another worker: {error}") from None
     return state

@@ -10,9 +10,9 @@ from __future__ import annotations
 import socket
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -24,11 +24,23 @@ from optuna.trial import FrozenTrial, TrialState
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import LostTrialError
 from moesearch.results.continuations import counts, is_continuation, is_void, key_of
-from moesearch.results.records import ATTEMPT, CONFIG, CONTINUES, DEATHS, FAMILY, OUTCOME, REASON, WORKER, Outcome
+from moesearch.results.records import (
+    ATTEMPT,
+    CONFIG,
+    CONTINUES,
+    DEATHS,
+    FAMILY,
+    LOST_MILESTONES,
+    OUTCOME,
+    REASON,
+    WORKER,
+    Outcome,
+)
 from moesearch.search.families import Family, family_of, is_of
 from moesearch.search.faults import num_oom_kills
 from moesearch.search.memory import Store
 from moesearch.search.pruning import halving_in
+from moesearch.search.reserves import Limits, lost_milestones
 from moesearch.search.storage import locks_all_workers
 
 MAX_DEATHS = 5
@@ -80,6 +92,10 @@ def fenced(trial: optuna.Trial) -> Iterator[None]:
         raise LostTrialError(f"trial {trial.number} was given to another worker while this one was silent") from None
 
 
+def _never_ends(_trials: Sequence[FrozenTrial]) -> str:
+    return ""
+
+
 @dataclass
 class Claims:
     """A worker's view of the queue of one study.
@@ -93,6 +109,9 @@ class Claims:
     lock: AbstractContextManager[object]
     worker: str
     num_trials: int | None
+    limits: Limits = field(default_factory=Limits)
+    ends: Callable[[Sequence[FrozenTrial]], str] = _never_ends
+    """Why nothing new is begun although there is room: a stopping rule that holds, as a sentence; else empty."""
 
     def __post_init__(self) -> None:
         self._has_seen: set[int] = set()
@@ -104,22 +123,37 @@ class Claims:
         one that is made asks the sampler to propose of it.
         """
         trials = self.study.get_trials(deepcopy=False)
+        waiting = next(self._claimable(trials, family), None)
+        if waiting is not None:
+            trial = self._take(waiting)
+        elif (stopped := self._next_promotion(trials, family)) is not None:
+            trial = self._continue(stopped)
+        elif self._may_make(trials):
+            trial = self._make(family)
+            # Another host may have made one at the same moment; the trial's number says who came first.
+            if trial.number != len(trials) and not self._has_room(self.study.get_trials(deepcopy=False), trial.number):
+                self.give_back(trial)
+                return None
+        else:
+            return None
+        if trial is not None and not self.limits.is_kept():  # likewise: it may have reserved at the same moment
+            self.give_back(trial)
+            return None
+        return trial
+
+    def _claimable(self, trials: Sequence[FrozenTrial], family: Family | None = None) -> Iterator[FrozenTrial]:
+        """The trials that wait and may be taken, first to last."""
         waiting = [trial for trial in trials if _is_waiting_in(family, trial)]
+        if not waiting or self.ends(trials):
+            return
         for trial in waiting:
-            if is_continuation(trial) or self._has_room(trials, trial.number):
-                return self._take(trial)
-        stopped = self._next_promotion(trials, family)
-        if stopped is not None:
-            return self._continue(stopped)
-        expected = len(trials)
-        if self.num_trials is None or waiting or not self._has_room(trials, expected):
-            return None
-        made = self._make(family)
-        # Another host may have made one at the same moment; the trial's number says who came first.
-        if made.number != expected and not self._has_room(self.study.get_trials(deepcopy=False), made.number):
-            self.give_back(made)
-            return None
-        return made
+            if (is_continuation(trial) or self._has_room(trials, trial.number)) and self.limits.has_room(trial):
+                yield trial
+
+    def _may_make(self, trials: Sequence[FrozenTrial]) -> bool:
+        if self.num_trials is None or not self._has_room(trials, len(trials)):
+            return False
+        return self.limits.has_room() and not self.ends(trials)
 
     # The next two are what `Study.ask` does, which takes any trial that waits, and knows of no families.
 
@@ -151,13 +185,14 @@ class Claims:
 
     def _next_promotion(self, trials: Sequence[FrozenTrial], family: Family | None = None) -> FrozenTrial | None:
         halving = halving_in(self.study)
-        if halving is None:
+        if halving is None or self.ends(trials):
             return None
-        return halving.next_promotion(
+        stopped = halving.next_promotion(
             trials,
-            is_growing=self._has_room(trials, len(trials)),
+            is_growing=self._has_room(trials, len(trials)) and self.limits.has_room(),
             admits=lambda trial: family is None or is_of(trial.params, family),
         )
+        return stopped if stopped is None or self.limits.has_room(stopped) else None
 
     def _continue(self, stopped: FrozenTrial) -> optuna.Trial | None:
         """A record that goes on with a stopped trial, running; None if a worker of another host was faster."""
@@ -187,16 +222,30 @@ class Claims:
     def is_over(self) -> bool:
         """Whether nothing is left to do for anyone: the budget is spent, or the queue worked off."""
         trials = self.study.get_trials(deepcopy=False)
-        if self.num_trials is None:
-            return all(trial.state.is_finished() for trial in trials)
-        if sum(map(counts, trials)) < self.num_trials or self._next_promotion(trials) is not None:
+        if self.num_trials is None and all(trial.state.is_finished() for trial in trials):
+            return True
+        if any(trial.state is TrialState.RUNNING for trial in trials):
             return False
-        return not any(is_continuation(trial) and not trial.state.is_finished() for trial in trials)
+        return not (self._may_make(trials) or self._next_promotion(trials) or next(self._claimable(trials), None))
 
-    def give_back(self, trial: optuna.Trial) -> None:
-        """Let another worker, or a later run, continue the trial: same number, parameters and curve."""
+    def why_over(self) -> str:
+        """What ended the search before its number of trials, as a sentence; empty where nothing did."""
+        trials = self.study.get_trials(deepcopy=False)
+        is_complete = self.num_trials is None or sum(map(counts, trials)) >= self.num_trials
+        if is_complete or not self.is_over():
+            return ""
+        return self.ends(trials) or self.limits.what_is_spent()
+
+    def give_back(self, trial: optuna.Trial, *, has_lost_work: bool = False) -> None:
+        """Let another worker, or a later run, continue the trial: same number, parameters and curve.
+
+        ``has_lost_work`` says that it goes on from an earlier checkpoint, so that some of its work was in vain.
+        """
         # Under the lock, since between its two steps the trial looks like an orphan to `recover`.
         with self.lock, fenced(trial):
+            if has_lost_work:
+                lost = lost_milestones(self.storage.get_trial(trial._trial_id))
+                self.storage.set_trial_system_attr(trial._trial_id, LOST_MILESTONES, lost)
             self._return(trial._trial_id)
 
     def is_mine(self, trial: optuna.Trial) -> bool:
@@ -248,6 +297,7 @@ class Claims:
     def _return_or_give_up(self, trial: FrozenTrial) -> None:
         deaths = deaths_with_this_one(trial)
         try:
+            self.storage.set_trial_system_attr(trial._trial_id, LOST_MILESTONES, lost_milestones(trial))
             self.storage.set_trial_system_attr(trial._trial_id, DEATHS, deaths)
             if deaths["memory"] >= MAX_MEMORY_DEATHS:
                 reason = f"the kernel killed its worker for memory {MAX_MEMORY_DEATHS} times, the last time alone"
@@ -265,7 +315,7 @@ class Claims:
         if outcome == "lost":
             self.storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         else:
-            violate_a_constraint(self._open(trial._trial_id))
+            set_constraints(self._open(trial._trial_id), {"feasible": 1.0})
             self.storage.set_trial_state_values(trial._trial_id, TrialState.PRUNED)
 
     def _return(self, trial_id: int) -> None:
@@ -332,9 +382,11 @@ def was_killed_for_memory(trial: FrozenTrial) -> bool:
     return bool(deaths.get("memory")) and deaths["milestone"] == trial.last_step
 
 
-def violate_a_constraint(trial: optuna.Trial) -> None:
-    """Keep samplers away from the region of a trial; a FAIL alone would be invisible to them."""
-    if "feasible" not in trial.constraints:
-        trial.set_constraint("feasible", 1.0)
-    # Samplers of Optuna 5 read the one above, optuna-dashboard 0.21 only the attribute of earlier versions.
-    trial.storage.set_trial_system_attr(trial._trial_id, "constraints", [1.0])
+def set_constraints(trial: optuna.Trial, violations: Mapping[str, float]) -> None:
+    """Tell samplers by how much a trial violates constraints, by name; 0 or less where it keeps one."""
+    for name, violation in violations.items():
+        if name not in trial.constraints:  # a worker that was killed here may have set it
+            trial.set_constraint(name, violation)
+    if violations:
+        # Samplers of Optuna 5 read those above, optuna-dashboard 0.21 only the attribute of earlier versions.
+        trial.storage.set_trial_system_attr(trial._trial_id, "constraints", list(violations.values()))

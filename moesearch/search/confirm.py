@@ -190,7 +190,7 @@ def settle_verdict(config: StudyConfig, storage: RDBStorage, open_test_split: Te
     results = read_study(storage, config.name)
     if not results.confirm_trials:
         return None
-    unit = UNITS[config.objective]
+    unit = UNITS[config.curve]
     verdict = decide(confirm_runs(results), num_searched=results.num_configurations, unit=unit)
     stored = results.stored_verdict
     if stored is not None and stored.test is not None and replace(stored, test=None) == verdict:

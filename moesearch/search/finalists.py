@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from moesearch.config.dense import dense_control
 from moesearch.config.resolve import resolve
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
-from moesearch.results.continuations import is_finished
+from moesearch.results.continuations import first_value, is_finished
+from moesearch.results.front import front, objective_means
 from moesearch.results.records import CONTROL, FINGERPRINT, RATE_PARAM
 
 
@@ -43,9 +44,12 @@ def finalists(trials: Sequence[FrozenTrial], config: StudyConfig) -> list[Finali
     for trial in trials:
         if is_finished(trial):
             first.setdefault(trial.user_attrs[FINGERPRINT], trial)
-            if trial.state is TrialState.COMPLETE and trial.value is not None:
-                values.setdefault(trial.user_attrs[FINGERPRINT], []).append(trial.value)
+            if (value := first_value(trial)) is not None:
+                values.setdefault(trial.user_attrs[FINGERPRINT], []).append(value)
     means = {fingerprint: sum(losses) / len(losses) for fingerprint, losses in values.items()}
+    if len(config.all_objectives) > 1:
+        # What another one beats in every objective is no answer, however well it does in the first.
+        means = {name: means[name] for name in front(objective_means(trials), config.all_objectives)}
     chosen = sorted(means, key=means.__getitem__)[: config.confirm.top]
     baseline = next((trial for trial in first.values() if _is_baseline(trial, config)), None)
     if baseline is not None and baseline.user_attrs[FINGERPRINT] not in chosen:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal, assert_never
@@ -10,34 +10,13 @@ from typing import Any, Literal, assert_never
 from moesearch.config.confirm_runs import confirm_milestones
 from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob
 from moesearch.config.labels import short_value
-from moesearch.config.resolve import resolve
 from moesearch.config.space import feasible_points, size
 from moesearch.config.study import StudyConfig
-from moesearch.config.trial import DataConfig, TrialConfig
-from moesearch.data.corpora import load_facts
-from moesearch.data.facts import TokenFacts, require_length, token_facts
+from moesearch.data.facts import require_length
 from moesearch.model import cost
 from moesearch.model.memory import peak_memory_bytes
 from moesearch.search.families import num_families, shape_knobs
-from moesearch.search.suggest import MAX_LISTED_POINTS
-
-_MAX_TRAINED = 8
-"""Vocabularies that are trained to work out what a study costs."""
-
-
-@dataclass(frozen=True)
-class TrialCost:
-    """FLOPs of one trial that is not pruned."""
-
-    steps: int
-    train_tokens: int
-    train_flops: float
-    eval_flops: float
-    """Of the exact evaluations at its milestones."""
-
-    @property
-    def flops(self) -> float:
-        return self.train_flops + self.eval_flops
+from moesearch.search.trial_cost import MAX_LISTED_POINTS, TextSizes, TrialCost, trial_cost
 
 
 @dataclass(frozen=True)
@@ -75,7 +54,12 @@ class Plan:
     router_flops_per_token: int
     """The routers' part of them."""
     milestones: int
-    base_cost: TrialCost
+    base_cost: TrialCost | None
+    """None where a trial's budget is in seconds, as are the FLOPs below."""
+    trial_seconds: float | None
+    """None where a trial's budget is in another unit."""
+    limits: Mapping[str, float]
+    """The limits of the whole study that the file gives."""
     corpus: str
     tokenizer: str
     """Of the base, as are the next three."""
@@ -84,10 +68,10 @@ class Plan:
     """Mean over the training split."""
     context: int
     """In tokens."""
-    min_trial_flops: float
-    max_trial_flops: float
+    min_trial_flops: float | None
+    max_trial_flops: float | None
     """Over the feasible points; the base's where they are not listed."""
-    study_flops: float
+    study_flops: float | None
     """Of all trials at the mean over the feasible points, none of them pruned."""
     memory_bytes: int
     """A lane's peak, estimated for a CPU, or for a GPU where the study names one; of the base."""
@@ -96,7 +80,7 @@ class Plan:
     """Over the feasible points; the base's where they are not listed."""
     num_confirm_runs: int
     """At most, if no learning rate takes more than three of them to bracket."""
-    confirm_flops: float
+    confirm_flops: float | None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -108,14 +92,14 @@ def plan(config: StudyConfig) -> Plan:
     Raises:
         CorpusError: the study's own text cannot be read, or is too short for the base's context.
     """
-    texts = _TextSizes(config.base.data)
+    texts = TextSizes(config.base.data)
     text = texts.of(config.base.data)
     base = config.base.fitted(text.bytes_per_token)
     require_length(texts.corpus.name, "validation", text.val_tokens, base.model.context)
     points = feasible_points(config, limit=MAX_LISTED_POINTS)
-    base_cost = _cost(base, text)
+    base_cost = trial_cost(base, text)
     trials = list(texts.measured(config, points or ())) or [(base, text)]
-    costs = [_cost(trial, sizes) for trial, sizes in trials]
+    costs = [one for trial, sizes in trials if (one := trial_cost(trial, sizes)) is not None]
     flops = [one.flops for one in costs]
     milestones = config.base.budget.milestones
     evaluated = confirm_milestones(milestones) / milestones
@@ -142,19 +126,21 @@ def plan(config: StudyConfig) -> Plan:
         router_flops_per_token=cost.router_flops_per_token(base),
         milestones=config.base.budget.milestones,
         base_cost=base_cost,
+        trial_seconds=config.base.budget.seconds,
+        limits={name: limit for name, limit in config.limits if limit is not None},
         corpus=texts.corpus.name,
         tokenizer=config.base.data.tokenizer,
         vocab_size=text.vocab_size,
         bytes_per_token=text.bytes_per_token,
         context=base.model.context,
-        min_trial_flops=min(flops),
-        max_trial_flops=max(flops),
-        study_flops=config.num_trials * fmean(flops),
+        min_trial_flops=min(flops, default=None),
+        max_trial_flops=max(flops, default=None),
+        study_flops=config.num_trials * fmean(flops) if flops else None,
         memory_bytes=peak_memory_bytes(base, text.vocab_size, device_type=device_type),
         min_memory_bytes=min(memory),
         max_memory_bytes=max(memory),
         num_confirm_runs=config.num_confirm_runs,
-        confirm_flops=config.num_confirm_runs * fmean(confirm_flops),
+        confirm_flops=config.num_confirm_runs * fmean(confirm_flops) if confirm_flops else None,
     )
 
 
@@ -163,7 +149,6 @@ def plan_lines(planned: Plan) -> list[str]:
     points = "a continuous space" if planned.num_points is None else f"{planned.num_points:,} points"
     feasible = "" if planned.num_feasible is None else f", {planned.num_feasible:,} of them feasible"
     width = max(len(knob.path) for knob in planned.knobs)
-    base = planned.base_cost
     return [
         f"study    {planned.study}: {planned.num_trials:,} trials, lowest {planned.objective}; nothing is trained now",
         f"sampler  {planned.sampler}; pruner {planned.pruner}",
@@ -177,58 +162,12 @@ def plan_lines(planned: Plan) -> list[str]:
         f"{planned.flops_per_token:,} FLOPs per token forward, "
         f"{planned.router_flops_per_token / planned.flops_per_token:.1%} of them in routers",
         f"text     {planned.corpus}, {_tokenizer_text(planned)}",
-        f"trial    {base.steps:,} steps, {base.train_tokens:,} tokens, {_flops(base.train_flops)} to train and "
-        f"{_flops(base.eval_flops)} for {planned.milestones} exact evaluations (base); "
-        f"{_flops(planned.min_trial_flops)} to {_flops(planned.max_trial_flops)} over the space",
+        f"trial    {_trial_text(planned)}",
         f"memory   {_memory_text(planned)}; estimated, without torch and the text",
         f"in all   {_flops(planned.study_flops)} if no trial is pruned, and {_flops(planned.confirm_flops)} "
         f"for at most {planned.num_confirm_runs} runs to confirm",
+        *(f"limit    {limit:g} {name.replace('_', ' ')}" for name, limit in planned.limits.items()),
     ]
-
-
-class _TextSizes:
-    """The study's text under its tokenizers. BPE has to be trained for that, which takes seconds each."""
-
-    def __init__(self, base: DataConfig) -> None:
-        self.corpus = load_facts(base)
-        self._sizes: dict[tuple[object, ...], TokenFacts] = {}
-
-    def of(self, config: DataConfig) -> TokenFacts:
-        key = (config.tokenizer, config.vocab_size)
-        if key not in self._sizes:
-            self._sizes[key] = token_facts(self.corpus, config) or _trained(config)
-        return self._sizes[key]
-
-    def measured(
-        self, config: StudyConfig, points: Sequence[Mapping[str, object]]
-    ) -> Iterator[tuple[TrialConfig, TokenFacts]]:
-        """The trials of the points, fitted to their text; of vocabularies that need training, those of a few."""
-        vocab_sizes: set[int] = set()
-        for point in points:
-            trial = resolve(config.base, point)
-            if trial.data.tokenizer == "bpe":
-                if len(vocab_sizes | {trial.data.vocab_size}) > _MAX_TRAINED:
-                    continue
-                vocab_sizes.add(trial.data.vocab_size)
-            sizes = self.of(trial.data)
-            yield trial.fitted(sizes.bytes_per_token), sizes
-
-
-def _trained(config: DataConfig) -> TokenFacts:
-    from moesearch.data.tokens import load_tokens
-
-    return load_tokens(config).facts
-
-
-def _cost(config: TrialConfig, text: TokenFacts) -> TrialCost:
-    steps = cost.num_steps(config, text.vocab_size)
-    train_tokens = steps * config.tokens_per_step
-    return TrialCost(
-        steps,
-        train_tokens,
-        float(train_tokens * cost.training_flops_per_token(config, text.vocab_size)),
-        float(config.budget.milestones * text.val_tokens * cost.flops_per_token(config, text.vocab_size)),
-    )
 
 
 def _tokenizer_text(planned: Plan) -> str:
@@ -241,13 +180,27 @@ def _tokenizer_text(planned: Plan) -> str:
     )
 
 
+def _trial_text(planned: Plan) -> str:
+    base = planned.base_cost
+    if base is None:
+        evaluations = f"{planned.milestones} exact evaluations"
+        return f"{planned.trial_seconds:g} s of training and {evaluations}; its FLOPs show only then"
+    return (
+        f"{base.steps:,} steps, {base.train_tokens:,} tokens, {_flops(base.train_flops)} to train and "
+        f"{_flops(base.eval_flops)} for {planned.milestones} exact evaluations (base); "
+        f"{_flops(planned.min_trial_flops)} to {_flops(planned.max_trial_flops)} over the space"
+    )
+
+
 def _sampler_text(config: StudyConfig, num_feasible: int | None) -> str:
     match config.sampler.type:
         case "auto":
             if num_feasible is not None and num_feasible <= config.num_trials:
                 return f"auto: each of the {num_feasible} feasible points, then further seeds of the leaders"
             return "auto: TPE, since there are more points than trials"
-        case "tpe" | "random":
+        case "grid":
+            return f"grid: each of the {num_feasible} feasible points, again and again on further seeds"
+        case "tpe" | "random" | "gp" | "cmaes" | "qmc" | "nsga2":
             return config.sampler.type
         case _:
             assert_never(config.sampler.type)
@@ -297,5 +250,5 @@ def _megabytes(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:,.0f} MB"
 
 
-def _flops(value: float) -> str:
-    return f"{value:.2g} FLOPs"
+def _flops(value: float | None) -> str:
+    return "unknown FLOPs" if value is None else f"{value:.2g} FLOPs"

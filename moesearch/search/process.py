@@ -12,15 +12,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-import optuna
 from optuna.storages import RDBStorage
 
 from moesearch.cli import EXIT_USER_ERROR
-from moesearch.config.study import MAX_LANES
+from moesearch.config.study import MAX_LANES, StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import InputError, TrackingError
 from moesearch.model import cost
@@ -34,14 +34,15 @@ from moesearch.results.records import (
     VOCAB_SIZE,
     confirm_study_name,
 )
-from moesearch.search.claims import Claims, requeue_stale, worker_name
+from moesearch.search.claims import requeue_stale, worker_name
 from moesearch.search.confirm import plan_confirmation, queue_due_runs
 from moesearch.search.disk import DiskCap, DiskCheckpoints, losers_first
 from moesearch.search.faults import is_disk_full
 from moesearch.search.headroom import MemoryCheck, Room, host_room, resident_bytes
+from moesearch.search.leases import Lease, time_account
 from moesearch.search.order import ERROR_MARK, EXIT_NO_ROOM, WorkOrder
 from moesearch.search.storage import open_storage, store_lock
-from moesearch.search.study import join_study
+from moesearch.search.study import join_study, open_claims
 from moesearch.search.view import RunView
 from moesearch.search.worker import Job, run_worker
 from moesearch.tracking.mlflow import MLflowTracker, prepare
@@ -49,6 +50,9 @@ from moesearch.tracking.mlflow import MLflowTracker, prepare
 if TYPE_CHECKING:
     from moesearch.data.tokens import Texts, TokenData
     from moesearch.training.text_trainer import TextTrainer
+
+EXIT_TIME_IS_UP = 75
+"""A worker that did not leave before its lease ended."""
 
 _logger = logging.getLogger(__name__)
 
@@ -81,20 +85,26 @@ def work(order: WorkOrder, stop: threading.Event) -> None:
         }
 
     memory = memory_check(order, texts, trainer)
-    claims = _claims(storage, join_study(config, storage), config.num_trials)
 
     def peak_memory() -> int | None:
         return measured_peak_bytes(order.device)
 
-    view = RunView(tracker, config.name, "search", corpus)
-    job = Job(config, claims, view, facts, memory=memory, peak_memory_bytes=peak_memory)
-    run_worker(job, trainer, DiskCheckpoints(order.search_checkpoints, _disk_cap(order, storage)), stop)
-    confirm = None if stop.is_set() or not claims.is_over() else plan_confirmation(config, storage)
-    if confirm is not None:
+    with leased_time(config, storage) as lease:
+        study, is_time_up = join_study(config, storage), None if lease is None else lease.is_up
+        claims = open_claims(config, storage, study, is_search=True, is_time_up=is_time_up)
+        view = RunView(tracker, config.name, "search", corpus)
+        job = Job(config, claims, view, facts, memory=memory, peak_memory_bytes=peak_memory)
+        run_worker(job, trainer, DiskCheckpoints(order.search_checkpoints, _disk_cap(order, storage)), stop)
+        confirm = None if stop.is_set() or not claims.is_over() else plan_confirmation(config, storage)
+        if confirm is None:
+            return
+        if lease is not None:
+            lease.open_what_was_kept(config)
+        claims = open_claims(config, storage, confirm, is_search=False, is_time_up=is_time_up)
         view = RunView(tracker, config.name, "confirm", corpus)
         job = Job(
             config,
-            _claims(storage, confirm, None),
+            claims,
             view,
             facts,
             keeps_checkpoints=True,
@@ -145,6 +155,17 @@ def _disk_cap(order: WorkOrder, storage: RDBStorage) -> DiskCap | None:
     return DiskCap(order.search_checkpoints, int(gigabytes * 1e9), dispensable)
 
 
+@contextmanager
+def leased_time(config: StudyConfig, storage: RDBStorage) -> Iterator[Lease | None]:
+    """The worker's share of the study's hours, held until it leaves; None where they are not limited."""
+    account = time_account(config, storage, is_search=True)
+    if account is None:
+        yield None
+        return
+    with Lease(account, worker_name(), store_lock(storage), expire=lambda: os._exit(EXIT_TIME_IS_UP)) as lease:
+        yield lease
+
+
 def num_lanes(order: WorkOrder, tokens: TokenData) -> int:
     """How many trials this worker trains side by side."""
     lanes = order.config.run.lanes
@@ -156,10 +177,6 @@ def num_lanes(order: WorkOrder, tokens: TokenData) -> int:
 
     max_lanes = min(MAX_LANES, order.config.num_trials)
     return measured_num_lanes(order.config.base, tokens, order.device, max_lanes=max_lanes)
-
-
-def _claims(storage: RDBStorage, study: optuna.Study, num_trials: int | None) -> Claims:
-    return Claims(study, storage, store_lock(storage), worker_name(), num_trials)
 
 
 def _open_tracker(order: WorkOrder) -> MLflowTracker | None:

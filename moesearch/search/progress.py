@@ -10,7 +10,7 @@ from typing import Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.study import StudyConfig
-from moesearch.results.continuations import counts, is_finished, is_void
+from moesearch.results.continuations import counts, first_value, is_finished, is_void
 from moesearch.results.records import FAILURES, OUTCOME, REASON
 
 MIN_FAILURES = 10
@@ -35,16 +35,17 @@ class Progress:
     @property
     def phase(self) -> Literal["search", "confirm", "report"]:
         is_promoting = any(trial.state is TrialState.RUNNING for trial in self.search)
-        if self.num_finished < self.config.num_trials or is_promoting:
+        # The confirmation is planned once the search is over, by whatever limit or rule.
+        if (self.num_finished < self.config.num_trials and not self.confirm) or is_promoting:
             return "search"
         is_confirmed = bool(self.confirm) and self.num_confirmed == len(self.confirm)
         return "report" if is_confirmed or self.config.confirm.top == 0 else "confirm"
 
     @cached_property
     def complete(self) -> list[FrozenTrial]:
-        """The complete trials of the search, best first."""
-        trials = [trial for trial in self.search if trial.state is TrialState.COMPLETE and trial.value is not None]
-        return sorted(trials, key=lambda trial: trial.value or 0.0)
+        """The complete trials of the search that violate no constraint, best first by the leading objective."""
+        trials = [trial for trial in self.search if first_value(trial) is not None]
+        return sorted(trials, key=lambda trial: first_value(trial) or 0.0)
 
     @property
     def num_pruned(self) -> int:

@@ -5,6 +5,8 @@ Pruners see the first objective's curve by milestone, so trials are compared at 
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import assert_never
 
 import optuna
@@ -38,19 +40,26 @@ def make_pruner(config: StudyConfig) -> BasePruner:
         case "percentile":
             return CurvePruner(PercentilePruner(pruner.keep_percent, pruner.warmup_trials, first_judged))
         case "patient":
-            return CurvePruner(PatientPruner(None, pruner.patience, pruner.min_delta))
+            return CurvePruner(_quiet(lambda: PatientPruner(None, pruner.patience, pruner.min_delta)))
         case "threshold":
             return CurvePruner(ThresholdPruner(upper=pruner.upper, n_warmup_steps=first_judged))
         case "hyperband":
             return CurvePruner(_Hyperband(pruner.first_rung, config.base.budget.milestones, pruner.eta))
         case "wilcoxon":
-            return CurvePruner(WilcoxonPruner(p_threshold=pruner.p, n_startup_steps=first_judged))
+            return CurvePruner(_quiet(lambda: WilcoxonPruner(p_threshold=pruner.p, n_startup_steps=first_judged)))
         case "asha":
             return AshaPruner(halving_of(config))
         case "none":
             return NopPruner()
         case _:
             assert_never(pruner.type)
+
+
+def _quiet(make: Callable[[], BasePruner]) -> BasePruner:
+    """A pruner of Optuna without its warning that an argument may change in a later version."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return make()
 
 
 def should_prune(trial: optuna.Trial) -> bool:

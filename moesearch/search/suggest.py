@@ -8,59 +8,58 @@ of 72 points in 60 trials, one of them 15 times.
 from __future__ import annotations
 
 import hashlib
-import itertools
-import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, assert_never
 
 import numpy as np
-import numpy.typing as npt
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, RandomSampler, TPESampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial
 
-from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob
+from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob, is_active
 from moesearch.config.resolve import is_feasible
-from moesearch.config.space import feasible_points
+from moesearch.config.space import feasible_points, in_order, without_inactive
 from moesearch.config.study import StudyConfig
+from moesearch.results.continuations import first_value, is_continuation, one_record_each
 from moesearch.results.records import FAMILY
 from moesearch.search.claims import fixed_params
+from moesearch.search.coordinates import Params, nearest, spread
+from moesearch.search.draws import as_seen, make_draw
 from moesearch.search.families import is_of
+from moesearch.search.priors import guesses
+from moesearch.search.trial_cost import MAX_LISTED_POINTS
 
-MAX_LISTED_POINTS = 20_000
-"""Larger spaces are not listed point by point: checking a point takes some 50 microseconds."""
 MAX_DRAWS = 64
 """Draws in search of a proposal that breaks no rule, where the space cannot be listed."""
-TPE_DRAWS = 8
-"""How many of them are TPE's, which cost milliseconds each; the rest are random."""
+NAMED_DRAWS = 8
+"""How many of them are the named sampler's, which cost milliseconds each; the rest are random."""
 MIN_LEADERS = 3
 
-Params = dict[str, Any]
-PointsPD = npt.NDArray[np.float64]
-"""Shape (points, dimensions): coordinates such that the L1 distance of two points counts the knobs that differ."""
 
+def make_sampler(config: StudyConfig, earlier: Sequence[FrozenTrial] = ()) -> BaseSampler:
+    """The sampler that a study asks for; it holds no state, so any worker makes the same proposals after a restart.
 
-def make_sampler(config: StudyConfig) -> BaseSampler:
-    """The sampler that a study asks for; it holds no state, so any worker makes the same proposals after a restart."""
+    ``earlier`` are results of other studies, which it knows beside those of its own.
+    """
     points = feasible_points(config, limit=MAX_LISTED_POINTS)
     match config.sampler.type:
-        case "auto":
-            if points is not None and len(points) <= config.num_trials:
-                return CoveringSampler(config, points)
-            return FeasibleSampler(config, points, use_tpe=True)
-        case "tpe":
-            return FeasibleSampler(config, points, use_tpe=True)
-        case "random":
-            return FeasibleSampler(config, points, use_tpe=False)
+        case "auto" if points is not None and len(points) <= config.num_trials:
+            return CoveringSampler(config, points)
+        case "grid" if points is not None:
+            return CoveringSampler(config, points, covers_again=True)
         case _:
-            assert_never(config.sampler.type)
+            return FeasibleSampler(config, points, earlier)
 
 
 def suggest(trial: optuna.Trial, knobs: Mapping[str, Knob]) -> Params:
     """Parameters of a trial: those it has (queued, or begun by an earlier worker), and proposals for the rest."""
     params: Params = {}
-    for path, knob in knobs.items():
+    for path in in_order(knobs):
+        knob = knobs[path]
+        if not is_active(knob, params):
+            continue
         match knob:
             case CategoricalKnob():
                 params[path] = trial.suggest_categorical(path, knob.choices)
@@ -74,11 +73,13 @@ def suggest(trial: optuna.Trial, knobs: Mapping[str, Knob]) -> Params:
 
 
 class CoveringSampler(BaseSampler):
-    """Every feasible point once, in an order that spreads; then further seeds of the leaders."""
+    """Every feasible point once, in an order that spreads; then further seeds, of the leaders or of all points."""
 
-    def __init__(self, config: StudyConfig, points: Sequence[Params]) -> None:
-        self._space = _distributions(config.search)
-        self._points = _spread(points, config.search, config.sampler.seed)
+    def __init__(self, config: StudyConfig, points: Sequence[Params], *, covers_again: bool = False) -> None:
+        self._config = config
+        self._space = distributions(config.search)
+        self._points = spread(points, config.search, config.sampler.seed)
+        self._covers_again = covers_again
         self._random = RandomSampler(seed=config.sampler.seed)
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -92,8 +93,20 @@ class CoveringSampler(BaseSampler):
         tried = _tried(others, self._space)
         untried = [point for point in candidates if _key(point, self._space) not in tried]
         if untried:
-            return (_matching(untried, family) or untried)[0]
+            free = _matching(untried, family) or untried
+            wished = guesses(self._config.search, others, _generator(self._config, trial))
+            return free[nearest(free, {**free[0], **wished}, self._config.search)] if wished else free[0]
+        if self._covers_again:
+            return self._point_with_fewest_seeds(candidates, others, family)
         return self._leader_with_fewest_seeds(others, family) or (candidates[0] if candidates else {})
+
+    def _point_with_fewest_seeds(
+        self, candidates: Sequence[Params], others: Sequence[FrozenTrial], family: Params
+    ) -> Params:
+        """The list from its start once more, when all of it was begun equally often."""
+        begun = Counter(_key(fixed_params(other), self._space) for other in others if not is_continuation(other))
+        free = _matching(candidates, family) or candidates
+        return min(free, key=lambda point: begun[_key(point, self._space)], default={})
 
     def _leader_with_fewest_seeds(self, others: Sequence[FrozenTrial], family: Params) -> Params | None:
         """Budget that is left over goes evenly to the best sixth of the points, three at least.
@@ -102,11 +115,11 @@ class CoveringSampler(BaseSampler):
         """
         values: dict[tuple[object, ...], list[float]] = {}
         seeds: dict[tuple[object, ...], int] = {}
-        for other in others:
+        for other in one_record_each(others):
             key = _key(other.params, self._space)
             seeds[key] = seeds.get(key, 0) + 1
-            if other.state is TrialState.COMPLETE and other.value is not None:
-                values.setdefault(key, []).append(other.value)
+            if (value := first_value(other)) is not None:
+                values.setdefault(key, []).append(value)
         means = {key: sum(losses) / len(losses) for key, losses in values.items()}
         leaders = sorted(means, key=means.__getitem__)[: max(MIN_LEADERS, len(means) // 6)]
         if not leaders:
@@ -126,20 +139,20 @@ class CoveringSampler(BaseSampler):
 
 
 class FeasibleSampler(BaseSampler):
-    """TPE or random search over the points that break no rule and were not tried yet, as far as these can be known.
+    """A named sampler over the points that break no rule and were not tried yet, as far as these can be known.
 
-    In a space that can be listed, TPE's first trials spread; a later proposal that is taken, or breaks a rule, gives
-    way to the nearest point that is free. In others, proposals that break a rule are drawn again.
+    In a space that can be listed, the first trials spread; a later proposal that is taken, or breaks a rule, gives way
+    to the nearest point that is free. In others, proposals that break a rule are drawn again.
     """
 
-    def __init__(self, config: StudyConfig, points: Sequence[Params] | None, *, use_tpe: bool) -> None:
+    def __init__(
+        self, config: StudyConfig, points: Sequence[Params] | None, earlier: Sequence[FrozenTrial] = ()
+    ) -> None:
         self._config = config
-        self._space = _distributions(config.search)
-        self._points = None if points is None else _spread(points, config.search, config.sampler.seed)
-        self._use_tpe = use_tpe
-        # A quarter of a small budget: on tables like the main job's, 24 trials came on average 0.007 nats from the best
-        # with 6 trials before TPE, and 0.013 with Optuna's 10.
-        self._num_startup_trials = min(10, max(4, config.num_trials // 4))
+        self._space = distributions(config.search)
+        self._points = None if points is None else spread(points, config.search, config.sampler.seed)
+        self._draw = make_draw(config, self._space)
+        self._earlier = earlier
 
     def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return self._space
@@ -149,36 +162,37 @@ class FeasibleSampler(BaseSampler):
     ) -> Params:
         # A generator per trial: workers do not propose the same, and a restart proposes what it would have anyway.
         seed = _trial_seed(self._config.sampler.seed, trial.number)
-        tpe = TPESampler(seed=seed, n_startup_trials=self._num_startup_trials) if self._use_tpe else None
-        # With constant liar, TPE takes the running trials of all workers into account.
-        draw = {} if tpe is None else tpe.sample_relative(study, trial, search_space)
+        seen = as_seen(study, trial, self._config, self._earlier)
+        wished = guesses(self._config.search, seen.get_trials(deepcopy=False), _generator(self._config, trial))
         if self._points is None:
-            return self._draw_until_feasible(study, trial, tpe, draw, RandomSampler(seed=seed))
+            return self._draw_until_feasible(seen, trial, seed, wished)
+        draw = self._draw(seen, trial, seed, 0)
         free = _matching(self._points, fixed_params(trial))
         tried = _tried(_others(study, trial), self._space)
         free = [point for point in free if _key(point, self._space) not in tried] or free
         free = _matching(free, _wanted_family(trial)) or free
         if not free:  # A queued configuration leaves no feasible rest; the trial will be told so.
             return draw
-        if draw:
-            return free[_nearest(free, draw, self._config.search)]
         # The list spreads, so its first points are the best first trials; random search takes any.
-        return free[0] if self._use_tpe else free[np.random.default_rng(seed).integers(len(free))]
+        is_random = self._config.sampler.type == "random"
+        first = free[np.random.default_rng(seed).integers(len(free))] if is_random else free[0]
+        if not draw and not wished:
+            return first
+        return free[nearest(free, {**first, **draw, **wished}, self._config.search)]
 
-    def _draw_until_feasible(
-        self, study: optuna.Study, trial: FrozenTrial, tpe: TPESampler | None, draw: Params, random: RandomSampler
-    ) -> Params:
-        fixed, family = fixed_params(trial), _wanted_family(trial)
-        for attempt in itertools.count(1):
-            draw = draw or {
-                name: random.sample_independent(study, trial, name, distribution)
-                for name, distribution in self._space.items()
-            }
-            if attempt <= MAX_DRAWS // 2:  # later draws look for a feasible point of any family
+    def _draw_until_feasible(self, seen: optuna.Study, trial: FrozenTrial, seed: int, wished: Params) -> Params:
+        fixed, family, random = fixed_params(trial), _wanted_family(trial), RandomSampler(seed=seed)
+        for attempt in range(MAX_DRAWS):
+            filled = {name: random.sample_independent(seen, trial, name, self._space[name]) for name in self._space}
+            drawn = self._draw(seen, trial, seed, attempt) if attempt < NAMED_DRAWS else {}
+            draw = {**filled, **drawn}
+            if attempt < NAMED_DRAWS:
+                draw = {**draw, **wished}
+            if attempt < MAX_DRAWS // 2:  # later draws look for a feasible point of any family
                 draw = {**draw, **family}
-            if attempt == MAX_DRAWS or is_feasible(self._config.base, {**draw, **fixed}):
+            draw = without_inactive(self._config.search, {**draw, **fixed})
+            if is_feasible(self._config.base, draw):
                 break
-            draw = tpe.sample_relative(study, trial, self._space) if tpe and attempt < TPE_DRAWS else {}
         return draw
 
     def sample_independent(
@@ -188,7 +202,8 @@ class FeasibleSampler(BaseSampler):
         return random.sample_independent(study, trial, param_name, param_distribution)
 
 
-def _distributions(knobs: Mapping[str, Knob]) -> dict[str, BaseDistribution]:
+def distributions(knobs: Mapping[str, Knob]) -> dict[str, BaseDistribution]:
+    """A space in Optuna's terms."""
     return {path: _distribution(knob) for path, knob in knobs.items()}
 
 
@@ -227,53 +242,10 @@ def _key(params: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> tu
     return tuple(params.get(name) for name in space)
 
 
+def _generator(config: StudyConfig, trial: FrozenTrial) -> np.random.Generator:
+    """For what is drawn beside a sampler's own proposal."""
+    return np.random.default_rng([_trial_seed(config.sampler.seed, trial.number), 1])
+
+
 def _trial_seed(study_seed: int, number: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{study_seed}/{number}".encode()).digest()[:4], "big")
-
-
-def _spread(points: Sequence[Params], knobs: Mapping[str, Knob], seed: int) -> list[Params]:
-    """The points in an order in which each one is as far as possible from those before it (greedy maximin).
-
-    Ties are broken by a seeded shuffle, and so is the order of a list too long for a step per point.
-    """
-    order = np.random.default_rng(seed).permutation(len(points))
-    shuffled = [dict(points[index]) for index in order]
-    if len(points) > 2_000:
-        return shuffled
-    at_PD = _coordinates(shuffled, knobs)
-    distance_P = np.full(len(points), math.inf)
-    chosen: list[int] = []
-    for _ in points:
-        index = int(distance_P.argmax())
-        chosen.append(index)
-        distance_P = np.minimum(distance_P, np.abs(at_PD - at_PD[index]).sum(1))
-        distance_P[chosen] = -1
-    return [shuffled[index] for index in chosen]
-
-
-def _nearest(points: Sequence[Params], draw: Params, knobs: Mapping[str, Knob]) -> int:
-    """Index of the point that differs least from the draw; among equals, the first."""
-    at_PD = _coordinates([*points, draw], knobs)
-    return int(np.abs(at_PD[:-1] - at_PD[-1]).sum(1).argmin())
-
-
-def _coordinates(points: Sequence[Params], knobs: Mapping[str, Knob]) -> PointsPD:
-    columns = [_knob_coordinates([point[path] for point in points], knob) for path, knob in knobs.items()]
-    return np.concatenate(columns, axis=1)
-
-
-def _knob_coordinates(values: Sequence[Any], knob: Knob) -> PointsPD:
-    """Coordinates of the values of one knob, at most 1 apart: ordered ones on a line, names in corners of a simplex."""
-    match knob:
-        case CategoricalKnob():
-            ranks = [knob.choices.index(value) for value in values]
-            if all(isinstance(choice, int | float) and not isinstance(choice, bool) for choice in knob.choices):
-                by_size = np.argsort(np.argsort(np.array(knob.choices, dtype=np.float64)))
-                return (by_size[ranks] / max(1, len(knob.choices) - 1))[:, None]
-            return np.eye(len(knob.choices))[ranks] / 2
-        case IntKnob() | FloatKnob():
-            scale = np.log if knob.log else np.asarray
-            low, high, at = (scale(np.asarray(value, dtype=np.float64)) for value in (knob.low, knob.high, values))
-            return np.asarray((at - low) / max(float(high - low), 1e-12))[:, None]
-        case _:
-            assert_never(knob)

@@ -27,7 +27,7 @@ from optuna.storages import RDBStorage
 
 from moesearch.config.study import StudyConfig
 from moesearch.errors import InputError, LostTrialError, MoesearchError, TrackingError
-from moesearch.results.records import CORPUS_FACTS, SESSION_PREFIX, WORKER, confirm_study_name
+from moesearch.results.records import CORPUS_FACTS, SEARCH_END, SESSION_PREFIX, WORKER, confirm_study_name
 from moesearch.results.verdict import OpenedTest, Verdict
 from moesearch.search.assignments import finish
 from moesearch.search.claims import Claims, requeue_stale, worker_name
@@ -39,7 +39,7 @@ from moesearch.search.machine import Placement, available_cores
 from moesearch.search.order import WorkOrder
 from moesearch.search.progress import Progress, hopeless
 from moesearch.search.storage import closing_store, open_storage, store_lock
-from moesearch.search.study import open_study
+from moesearch.search.study import open_claims, open_study
 from moesearch.tracking.mlflow import MLflowTracker, prepare
 
 SHOW_SECONDS = 1.0
@@ -61,6 +61,8 @@ class Outcome:
     seconds: float
     had_work: bool
     """False if all that the study file asks for had been done before."""
+    search_end: str
+    """What ended the search before its number of trials, as a sentence; empty where nothing did."""
     notes: tuple[Path, ...]
     """Logs in which workers wrote a warning or an error."""
 
@@ -99,7 +101,14 @@ def run_study(
             with _session(storage, order, workers, command):
                 supervisor.run(workers)
         verdict = supervisor.settle()
-        return Outcome(supervisor.progress(), verdict, time.monotonic() - started, had_work, supervisor.notes)
+        return Outcome(
+            supervisor.progress(),
+            verdict,
+            time.monotonic() - started,
+            had_work,
+            supervisor.search.why_over(),
+            supervisor.notes,
+        )
 
 
 class _Supervisor:
@@ -111,19 +120,16 @@ class _Supervisor:
         self.storage = storage
         self.show = show
         self.started = time.monotonic()
-        self.search = self._claims(study, self.config.num_trials)
+        self.search = open_claims(self.config, storage, study, is_search=True)
         self.confirm: Claims | None = None
         self.notes: tuple[Path, ...] = ()
-
-    def _claims(self, study: optuna.Study, num_trials: int | None) -> Claims:
-        return Claims(study, self.storage, store_lock(self.storage), worker_name(), num_trials)
 
     def _confirm(self) -> Claims | None:
         """The confirmation, once it was planned."""
         if self.confirm is None:
             with suppress(KeyError):
                 study = optuna.load_study(study_name=confirm_study_name(self.config.name), storage=self.storage)
-                self.confirm = self._claims(study, None)
+                self.confirm = open_claims(self.config, self.storage, study, is_search=False)
         return self.confirm
 
     def _claimed(self) -> Iterator[Claims]:
@@ -155,7 +161,7 @@ class _Supervisor:
         if not self.search.is_over():
             return True
         confirm = plan_confirmation(self.config, self.storage)
-        return confirm is not None and not self._claims(confirm, None).is_over()
+        return confirm is not None and not open_claims(self.config, self.storage, confirm, is_search=False).is_over()
 
     def progress(self) -> Progress:
         confirm = self._confirm()
@@ -195,6 +201,8 @@ class _Supervisor:
 
         Of the models that were confirmed, only the winner's stay on disk.
         """
+        study_id = self.storage.get_study_id_from_name(self.config.name)
+        self.storage.set_study_system_attr(study_id, SEARCH_END, self.search.why_over())
         with store_lock(self.storage, "verdict"):
             verdict = settle_verdict(self.config, self.storage, lambda keys: open_test_split(self.order, keys))
         if verdict is not None and verdict.best is not None and self.order.confirm_checkpoints.is_dir():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from threading import Event
@@ -27,7 +27,7 @@ from moesearch.results.records import (
     TRAIN_SECONDS,
     Outcome,
 )
-from moesearch.search.assignments import Assignment, checkpoint_key, finish, next_assignment, objective_value
+from moesearch.search.assignments import Assignment, checkpoint_key, finish, next_assignment, reported_point
 from moesearch.search.claims import Claims, fenced
 from moesearch.search.crowd import Crowd
 from moesearch.search.families import Visit, shape_fields, shape_knobs
@@ -35,6 +35,14 @@ from moesearch.search.faults import is_disk_full, is_out_of_memory
 from moesearch.search.headroom import MemoryCheck
 from moesearch.search.heartbeat import Heartbeat
 from moesearch.search.limits import collapse_reason, time_out_reason
+from moesearch.search.objectives import (
+    Facts,
+    broken_constraints,
+    health_violations,
+    objective_values,
+    size_violations,
+    violations,
+)
 from moesearch.search.progress import hopeless
 from moesearch.search.pruning import halving_in, should_prune
 from moesearch.search.seams import Checkpoint, Checkpoints, Trainer
@@ -72,6 +80,7 @@ class _Run:
     """A loaded lane."""
 
     assignment: Assignment
+    facts: Facts
     began: float = field(default_factory=time.monotonic)
     checkpoint_time: float = field(default_factory=time.monotonic)
 
@@ -81,6 +90,8 @@ def run_worker(job: Job, trainer: Trainer[Checkpoint], checkpoints: Checkpoints[
     worker = _Worker(job, trainer, checkpoints, stop)
     with worker.heartbeat:
         while not stop.is_set():
+            if worker.claims.limits.is_time_up():
+                worker.pause()
             worker.fill_free_lanes()
             if not worker.runs:
                 if worker.is_over():
@@ -110,6 +121,7 @@ class _Worker:
         self.checkpoint_seconds = 0.0
         """What writing the last checkpoint took; the first one shows it."""
         self.halving = halving_in(self.study)
+        self.constraints = job.config.parsed_constraints
         self.crowd = Crowd(len(trainer.free_lanes))
         self.visit = self._new_visit()
 
@@ -176,13 +188,16 @@ class _Worker:
     def _begin(self, lane: int, assignment: Assignment) -> None:
         trial = assignment.trial
         self.heartbeat.watch(trial)
-        self.runs[lane] = _Run(assignment)
+        facts = self.job.facts(assignment.config)
+        self.runs[lane] = _Run(assignment, facts)
         try:
-            facts = self.job.facts(assignment.config)
             with fenced(trial):
                 for name, value in facts.items():
                     trial.set_user_attr(name, value)
             self.job.view.begin(assignment, facts)
+            if broken := broken_constraints(size_violations(self.constraints, facts)):
+                self._tell(lane, "infeasible", reason=broken)
+                return
             # An earlier worker may have died between its last report and what follows from it ...
             if assignment.last_point is not None and self._ends_at(lane, assignment.last_point):
                 return
@@ -211,11 +226,11 @@ class _Worker:
 
     def advance(self) -> list[tuple[int, EvalPoint]]:
         try:
-            points = self.trainer.advance(lambda: self.stop.is_set() or bool(self._overdue_lanes()))
+            points = self.trainer.advance(self._should_stop)
         except Exception as error:
             self._find_culprit(error)
             return []
-        assert points or self.stop.is_set() or self._overdue_lanes(), "loaded lanes have a next milestone"
+        assert points or self._should_stop(), "loaded lanes have a next milestone"
         return points
 
     def _overdue_lanes(self) -> list[int]:
@@ -230,9 +245,12 @@ class _Worker:
         """End what has taken too long; its neighbours stand between two steps, and train on."""
         for lane in self._overdue_lanes():
             try:
-                self._tell(lane, "timed_out", None, time_out_reason(self.job.config.run))
+                self._tell(lane, "timed_out", reason=time_out_reason(self.job.config.run))
             except LostTrialError as error:
                 self._drop(lane, error)
+
+    def _should_stop(self) -> bool:
+        return self.stop.is_set() or self.claims.limits.is_time_up() or bool(self._overdue_lanes())
 
     def report(self, lane: int, point: EvalPoint) -> None:
         """Take down a milestone, its checkpoint first: what was reported is never trained again."""
@@ -253,7 +271,9 @@ class _Worker:
         with fenced(trial):
             record = asdict(point if point.is_last else point.brief())
             trial.storage.set_trial_system_attr(trial._trial_id, f"{MILESTONE_PREFIX}{point.milestone:04d}", record)
-            trial.report(objective_value(self.job.config.objective, point), point.milestone)
+            # What `Trial.report` does, which refuses studies of several objectives.
+            value = getattr(point, self.job.config.curve)
+            trial.storage.set_trial_intermediate_value(trial._trial_id, point.milestone, value)
         self.job.view.log(assignment, point)
         self._ends_at(lane, point)
         if self.halving is not None and point.milestone in self.halving.rungs:
@@ -263,15 +283,29 @@ class _Worker:
 
     def _ends_at(self, lane: int, point: EvalPoint) -> bool:
         """End the trial if this milestone, which was reported, is its last."""
+        run = self.runs[lane]
         if point.is_last:
-            self._end(lane, point, "complete", value=objective_value(self.job.config.objective, point))
+            found = violations(self.constraints, point, run.facts)
+            values = objective_values(self.job.config.all_objectives, point, run.facts)
+            reason = broken_constraints(found) if values else "an objective cannot be measured: the trial has no router"
+            self._end(lane, point, "violated" if reason else "complete", values=values, violations=found, reason=reason)
         elif self.claims.num_trials is not None and (collapse := collapse_reason(self.job.config.pruner, point)):
             self._end(lane, point, "collapsed", reason=collapse)
-        elif should_prune(self.runs[lane].assignment.trial):
+        elif self._is_sick_for_long(run, point):
+            found = health_violations(self.constraints, point)
+            self._end(lane, point, "violated", violations=found, reason=broken_constraints(found))
+        elif should_prune(run.assignment.trial):
             self._end(lane, point, "pruned")
         else:
             return False
         return True
+
+    def _is_sick_for_long(self, run: _Run, point: EvalPoint) -> bool:
+        """Whether router health violates a constraint now and did so a milestone before."""
+        if not broken_constraints(health_violations(self.constraints, point)) or point.milestone == 1:
+            return False
+        before = reported_point(self.claims.storage.get_trial(run.assignment.trial._trial_id), point.milestone - 1)
+        return bool(broken_constraints(health_violations(self.constraints, before)))
 
     def _save_if_due(self, lane: int, point: EvalPoint) -> None:
         """Checkpoints of all lanes cost a bounded part of the time, however short milestones and trials are."""
@@ -296,7 +330,14 @@ class _Worker:
         self.checkpoint_seconds = run.checkpoint_time - started
 
     def _end(
-        self, lane: int, point: EvalPoint, outcome: Outcome, *, value: float | None = None, reason: str | None = None
+        self,
+        lane: int,
+        point: EvalPoint,
+        outcome: Outcome,
+        *,
+        values: Sequence[float] | None = None,
+        violations: Mapping[str, float] | None = None,
+        reason: str | None = None,
     ) -> None:
         assignment = self.runs[lane].assignment
         with fenced(assignment.trial):
@@ -305,7 +346,7 @@ class _Worker:
             peak = None if self.job.peak_memory_bytes is None else self.job.peak_memory_bytes()
             if peak is not None:
                 assignment.trial.set_user_attr(PEAK_MEMORY_BYTES, peak)
-        self._tell(lane, outcome, value, reason)
+        self._tell(lane, outcome, values=values, violations=violations, reason=reason)
 
     def _find_culprit(self, error: Exception) -> None:
         """An error ends a trial only if that trains alone; several go back, to train in less company."""
@@ -316,7 +357,7 @@ class _Worker:
         _logger.warning("%d trials go back to their last checkpoints: %s", len(runs), error, exc_info=error)
         for lane, run in runs:
             # Without a checkpoint of now: the error may have struck in the middle of a step.
-            self._give_back(lane, run.assignment)
+            self._give_back(lane, run.assignment, has_lost_work=True)
         self.crowd.thin_out(len(runs), is_memory_short=is_out_of_memory(error))
 
     def _fail(self, lane: int, error: Exception) -> None:
@@ -326,13 +367,23 @@ class _Worker:
         outcome: Outcome = "out_of_memory" if is_out_of_memory(error) else "error"
         _logger.error("trial %d: %s", self.runs[lane].assignment.trial.number, outcome, exc_info=error)
         try:
-            self._tell(lane, outcome, None, f"{type(error).__name__}: {error}")
+            self._tell(lane, outcome, reason=f"{type(error).__name__}: {error}")
         except LostTrialError as lost:
             self._drop(lane, lost)
 
-    def _tell(self, lane: int, outcome: Outcome, value: float | None, reason: str | None) -> None:
+    def _tell(
+        self,
+        lane: int,
+        outcome: Outcome,
+        *,
+        values: Sequence[float] | None = None,
+        violations: Mapping[str, float] | None = None,
+        reason: str | None = None,
+    ) -> None:
         assignment = self.runs[lane].assignment
-        state = finish(self.study, assignment.trial, outcome, value=value, reason=reason)
+        state = finish(
+            self.study, assignment.trial, outcome, values=values, violations=violations, reason=reason or None
+        )
         self.job.view.end(assignment, state, outcome)
         may_go_on = outcome == "pruned" and self.halving is not None
         if not may_go_on and not (self.job.keeps_checkpoints and outcome == "complete"):
@@ -367,9 +418,9 @@ class _Worker:
                 if trial.state is TrialState.PRUNED:
                     self.checkpoints.delete(checkpoint_key(trial.user_attrs[FINGERPRINT], trial.user_attrs[REPLICATE]))
 
-    def _give_back(self, lane: int, assignment: Assignment) -> None:
+    def _give_back(self, lane: int, assignment: Assignment, *, has_lost_work: bool = False) -> None:
         try:
-            self.claims.give_back(assignment.trial)
+            self.claims.give_back(assignment.trial, has_lost_work=has_lost_work)
             self.job.view.pause(assignment)
             self._free(lane)
         except LostTrialError as error:

@@ -19,6 +19,9 @@ from moesearch.training.optimizer import learning_rate
 from moesearch.training.points import EvalPoint
 from moesearch.training.step import LanePlan, LaneResult
 
+_ASSUMED_STEPS = 1_000_000
+"""Length of a trial by the clock, for the learning rate of its first step, before its pace is known."""
+
 
 @dataclass(frozen=True, eq=False)
 class LaneTensors:
@@ -40,7 +43,7 @@ class Lane:
 
     def __init__(self, config: TrialConfig, tokens: TokenData, checkpoint: LaneCheckpoint | None = None) -> None:
         self.config = config
-        self.num_steps = num_steps(config, tokens.vocab_size)
+        self._num_steps = num_steps(config, tokens.vocab_size)
         self.step = 0
         """Optimizer steps done."""
         self.points: list[EvalPoint] = []
@@ -75,9 +78,33 @@ class Lane:
         return self.milestone == self.config.budget.milestones or (bool(self.points) and self.points[-1].is_diverged)
 
     @property
+    def num_steps(self) -> int:
+        """Steps of the whole trial; for a budget in seconds, as many as the pace so far promises."""
+        if self._num_steps is not None:
+            return self._num_steps
+        seconds = self.config.budget.seconds
+        assert seconds is not None, "every other budget has a number of steps"
+        return max(self.step + 1, self.step + self._steps_until(seconds)) if self.step else _ASSUMED_STEPS
+
+    @property
     def steps_to_milestone(self) -> int:
-        """Steps until the next evaluation is due."""
-        return milestone_step(self.milestone + 1, self.config.budget.milestones, self.num_steps) - self.step
+        """Steps until the next evaluation is due; for a budget in seconds, none if it is, else as many as seem to fit.
+
+        A milestone has one step at least.
+        """
+        num_milestones, milestone = self.config.budget.milestones, self.milestone + 1
+        if self._num_steps is not None:
+            return milestone_step(milestone, num_milestones, self._num_steps) - self.step
+        seconds = self.config.budget.seconds
+        assert seconds is not None, "every other budget has a number of steps"
+        due = milestone * seconds / num_milestones
+        has_trained = self.step > (self.points[-1].step if self.points else 0)
+        return 0 if has_trained and self.train_seconds >= due else max(1, self._steps_until(due))
+
+    def _steps_until(self, seconds: float) -> int:
+        """Whole steps that fit before so many seconds of training, at the pace so far."""
+        left = seconds - self.train_seconds
+        return int(left * self.step / self.train_seconds) if self.train_seconds else 0
 
     def plan(self, num_steps: int) -> LanePlan:
         """The next steps."""

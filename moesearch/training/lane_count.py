@@ -14,7 +14,7 @@ from itertools import pairwise
 import torch
 
 from moesearch.config.resolve import resolve
-from moesearch.config.trial import TrialConfig
+from moesearch.config.trial import BUDGET_UNITS, TrialConfig
 from moesearch.data.tokens import TokenData
 from moesearch.training.trainer import LaneTrainer
 
@@ -101,7 +101,10 @@ def _step_seconds(config: TrialConfig, tokens: TokenData, device: str, num_lanes
     context = config.model.context
     # One window to evaluate, since the steps between evaluations are what is timed.
     trainer = LaneTrainer(replace(tokens, val=tokens.val[: context + 1]), num_lanes=num_lanes, device=device)
-    budget = {"budget.steps": _REPEATS * num_steps, "budget.tokens": None, "budget.active_flops": None}
+    budget = {
+        "budget.steps": _REPEATS * num_steps,
+        **{f"budget.{unit}": None for unit in BUDGET_UNITS if unit != "steps"},
+    }
     timed = resolve(config, {**budget, "budget.milestones": _REPEATS, "optim.warmup_tokens": 0})
     for lane in range(num_lanes):
         trainer.load(lane, resolve(timed, {}, seed=lane))

@@ -186,12 +186,10 @@ class LaneTrainer:
     def _train(self, active: list[Lane], should_stop: Callable[[], bool]) -> None:
         """Step all lanes until one is due or diverged, or until stopped."""
         pack = self._packed()
-        remaining = min(lane.steps_to_milestone for lane in active)
-        while remaining > 0:
-            num_steps = min(remaining, MAX_PLANNED_STEPS)
-            if not self._run_steps(pack, num_steps, should_stop):
+        # Asked anew after each plan: how many steps are left of a budget in seconds shows on the way.
+        while (remaining := min(lane.steps_to_milestone for lane in active)) > 0:
+            if not self._run_steps(pack, min(remaining, MAX_PLANNED_STEPS), should_stop):
                 return
-            remaining -= num_steps
 
     def _run_steps(self, pack: LanePack, num_steps: int, should_stop: Callable[[], bool]) -> bool:
         """Plan and do some steps; whether all of them were done by all lanes."""

@@ -28,7 +28,7 @@ def test_a_proposal_changes_its_fields_alone() -> None:
         ({"moe": 2}, ["moe is a whole section; name a field of it, such as moe.num_experts"]),
         (
             {"budget.tokens": 10**6},
-            ["budget: give exactly one of steps, tokens, active_flops (given: steps, tokens)"],
+            ["budget: give exactly one of steps, tokens, active_flops, seconds (given: steps, tokens)"],
         ),
         (
             {"optim.warmup_tokens": 10**7},

@@ -50,7 +50,10 @@ def test_a_misspelt_field_is_an_error() -> None:
         ({"moe": {"num_experts": 2, "top_k": 4}}, r"top_k \(4\) must be at most num_experts \(2\)"),
         ({"model": {"width": 100, "num_heads": 8}}, r"num_heads \(8\) must divide width \(100\)"),
         ({"budget": {"steps": 5}}, r"milestones \(10\) must be at most steps \(5\)"),
-        ({"budget": {"steps": 5, "tokens": 9}}, r"give exactly one of steps, tokens, active_flops \(given: steps, tok"),
+        (
+            {"budget": {"steps": 5, "tokens": 9}},
+            r"give exactly one of steps, tokens, active_flops, seconds \(given: steps, tok",
+        ),
         ({"budget": {"tokens": 5119}}, r"budget: tokens \(5119\) must be at least milestones \(10\) \* .* \(512\)"),
         ({"optim": {"warmup_tokens": 2_560_000}}, r"optim: warmup_tokens \(2560000\) must be less than .* 2560000"),
     ],

@@ -19,10 +19,10 @@ from optuna.storages import RDBStorage
 
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
-from moesearch.search.claims import Claims, requeue_stale, worker_name
+from moesearch.search.claims import requeue_stale
 from moesearch.search.confirm import queue_due_runs
-from moesearch.search.storage import open_storage, store_lock
-from moesearch.search.study import join_study, open_study
+from moesearch.search.storage import open_storage
+from moesearch.search.study import join_study, open_claims, open_study
 from moesearch.search.view import RunView, Tracker
 from moesearch.search.worker import Job, run_worker
 from moesearch.training.points import EvalPoint
@@ -202,16 +202,18 @@ def new_job(
     heartbeat_interval: int = 30,
     grace_period: int = 120,
     keeps_checkpoints: bool = False,
+    is_time_up: Callable[[], bool] | None = None,
 ) -> Job:
     """What a worker process makes for itself, of a study that was opened before."""
     storage = storage_in(folder, heartbeat_interval, grace_period)
-    claims = Claims(
-        study=join_study(config, storage) if study is None else study,
-        storage=storage,
-        lock=store_lock(storage),
-        worker=worker_name() if worker is None else worker,
-        num_trials=config.num_trials if study is None else None,
+    claims = open_claims(
+        config,
+        storage,
+        join_study(config, storage) if study is None else study,
+        is_search=study is None,
+        is_time_up=is_time_up,
     )
+    claims.worker = claims.worker if worker is None else worker
     view = RunView(tracker, config.name, "search", ("text", "00" * 32))
     confirm = study
     return Job(

@@ -169,7 +169,7 @@ def test_a_silent_worker_loses_its_trial_to_a_copy_and_cannot_write_to_it(tmp_pa
     with pytest.raises(LostTrialError), fenced(assignment.trial):
         assignment.trial.report(2.4, 2)
     with pytest.raises(LostTrialError):
-        finish(silent.study, assignment.trial, "complete", value=2.4)
+        finish(silent.study, assignment.trial, "complete", values=[2.4])
 
 
 def test_a_trial_that_waited_long_is_not_taken_for_stale_when_it_runs_again(tmp_path: Path) -> None:
