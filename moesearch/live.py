@@ -54,9 +54,10 @@ class LiveViews:
             self._rebuild_until_stopped()
 
     def _watch_machine(self, stack: ExitStack) -> None:
-        from moesearch.tracking.mlflow import MLflowTracker
+        from moesearch.tracking.mlflow import MLflowTracker, prepare
 
         if self._order.tracking_uri is not None:
+            prepare(self._order.tracking_uri)  # a worker may just be creating it
             tracker = MLflowTracker(self._order.tracking_uri, self._order.config.name, self._order.artifacts)
             stack.enter_context(tracker.machine_metrics())
 

@@ -59,6 +59,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--cluster", choices=["ray"], help="workers over a Ray cluster: RAY_ADDRESS's, or a new one here"
     )
+    parser.add_argument("--files", metavar="URL", help="folder or URL of checkpoints and artifacts; default --runs")
     add_place_flags(parser)
     return parser.parse_args(argv)
 
@@ -144,6 +145,7 @@ def _hired(config: StudyConfig, args: argparse.Namespace) -> Iterator[tuple[Work
         runs=args.runs.absolute(),
         tracking_uri=default_tracking_uri(args.runs, store),
         device=placement.device,
+        files=args.files if args.files is None or "://" in args.files else str(Path(args.files).absolute()),
     )
     if is_local:
         yield order, Crew(order, placement)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -17,11 +16,11 @@ from moesearch import status
 from moesearch.errors import StoreError
 from moesearch.results import records
 from moesearch.results.overview import read_overview
-from moesearch.search.claims import worker_name
+from moesearch.search.claims import host_name, worker_name
 from moesearch.search.storage import open_storage
 from tests.results.stores import BASE_PARAMS, LEADERS, STARTED, StoreBuilder, finished_study, study_config
 
-DEAD_WORKER = f"{socket.gethostname()}:999999999:1.00"
+DEAD_WORKER = f"{host_name()}:999999999:1.00"
 
 
 def url_in(folder: Path) -> str:
@@ -89,7 +88,7 @@ def test_a_running_trial_is_shown_with_its_worker_and_curve(tmp_path: Path, caps
     name, number, milestone, loss, *_ = lines[-1].split()
     assert (name, number, milestone) == ("experts_topk", "#1", "3/10")
     assert 2 < float(loss) < 4
-    assert f"{socket.gethostname()}:{os.getpid()}" in lines[-1]
+    assert f"{host_name()}:{os.getpid()}" in lines[-1]
     assert lines[-1].endswith("E16 k4 xavier noise-off")
 
 

@@ -7,6 +7,7 @@ trials before it as the budget has.
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 import warnings
@@ -48,19 +49,30 @@ MAX_DEATHS = 5
 MAX_MEMORY_DEATHS = 2
 """Those of them that the kernel may kill for memory: the second one trained the trial alone."""
 
+_PID_NAMESPACE_OF_HOSTS = 0xEFFFFFFC
+"""A constant of Linux (PROC_PID_INIT_INO): the number of the namespace that every host begins with."""
 _COPIED_NOT = (WORKER, OUTCOME, REASON)
+
+
+def host_name() -> str:
+    """Names this host, and the container on it: in another one, the same process id is another process."""
+    try:
+        namespace = os.stat("/proc/self/ns/pid").st_ino
+    except OSError:  # no Linux, no containers
+        namespace = _PID_NAMESPACE_OF_HOSTS
+    return socket.gethostname() + (f"-{namespace}" if namespace != _PID_NAMESPACE_OF_HOSTS else "")
 
 
 def worker_name(process_id: int | None = None) -> str:
     """Names a process of this host, by default this one, for good: a pid alone may be given to another process."""
     process = psutil.Process(process_id)
-    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.2f}"
+    return f"{host_name()}:{process.pid}:{process.create_time():.2f}"
 
 
 def is_dead_here(worker: str) -> bool:
     """Whether the worker was a process of this host and is no more. Of other hosts nothing is known: False."""
     host, pid, started = worker.rsplit(":", 2)
-    if host != socket.gethostname():
+    if host != host_name():
         return False
     try:
         process = psutil.Process(int(pid))

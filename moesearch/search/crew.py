@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess  # nosec B404
 import sys
@@ -26,6 +27,8 @@ NO_ROOM_SECONDS = 15.0
 """How long a worker that found a disk full stays away before it looks again."""
 HEALTHY_SECONDS = 60.0
 """A worker that lived so long has not died of its start, so its count begins anew."""
+_logger = logging.getLogger(__name__)
+
 WORKER_COMMAND = (sys.executable, "-m", "moesearch.search.process")
 
 
@@ -98,6 +101,10 @@ class _Slot:
     lacks_room: bool = False
     """Whether it left since a disk is full, until it is started again."""
 
+    @property
+    def is_at_work(self) -> bool:
+        return self.process is not None or self.restart_at is not None
+
 
 class Crew:
     """Workers that are processes of this host, with one order."""
@@ -112,6 +119,7 @@ class Crew:
         ]
         self._kill_at: float | None = None
         self._innocent: set[str] = set()
+        self._has_one_left = False
 
     def __str__(self) -> str:
         return str(self._placement)
@@ -140,7 +148,7 @@ class Crew:
 
     @property
     def is_at_work(self) -> bool:
-        return any(slot.process is not None or slot.restart_at is not None for slot in self._slots)
+        return any(slot.is_at_work for slot in self._slots)
 
     @property
     def is_stopping(self) -> bool:
@@ -202,6 +210,7 @@ class Crew:
                 continue
             self._forget(slot)
             if code == 0:
+                self._let_rest()
                 continue
             has_died = True
             if code == EXIT_USER_ERROR:
@@ -209,16 +218,28 @@ class Crew:
             slot.lacks_room = code == EXIT_NO_ROOM
             if slot.lacks_room:
                 self._innocent.add(slot.worker)
-                slot.restart_at = None if self.is_stopping else time.monotonic() + NO_ROOM_SECONDS
+                is_needed = not (self.is_stopping or self._has_one_left)
+                slot.restart_at = time.monotonic() + NO_ROOM_SECONDS if is_needed else None
             elif not self.is_stopping:
                 self._plan_restart(slot, code)
         return has_died
 
+    def _let_rest(self) -> None:
+        """A worker leaves when nothing is left to do for anyone, so none is started again."""
+        self._has_one_left = True
+        for slot in self._slots:
+            slot.restart_at = None
+
     def _plan_restart(self, slot: _Slot, code: int) -> None:
+        if self._has_one_left:
+            return
         now = time.monotonic()
         if now - slot.started >= HEALTHY_SECONDS:
             slot.num_restarts = 0
         if slot.num_restarts >= MAX_RESTARTS:
+            if any(other.is_at_work for other in self._slots if other is not slot):
+                _logger.warning("worker %d is given up, others go on; its log is %s", slot.index, slot.log)
+                return  # its card may be lost, or another's
             raise MoesearchError(
                 f"worker {slot.index} died {MAX_RESTARTS + 1} times in a row, last with exit code {code}; its log is "
                 f"{slot.log}:\n{self._last_words(slot)}"

@@ -92,6 +92,14 @@ class DiskCheckpoints:
     def delete(self, key: str) -> None:
         shutil.rmtree(self.root / key, ignore_errors=True)
 
+    def list(self) -> tuple[str, ...]:
+        """Their keys."""
+        return tuple(sorted(path.name for path in self.root.iterdir())) if self.root.is_dir() else ()
+
+    def clear(self) -> None:
+        """Delete all of them."""
+        shutil.rmtree(self.root, ignore_errors=True)
+
 
 def used_bytes(root: Path) -> int:
     """Bytes of all files below a folder; one that another process removes meanwhile has none."""

@@ -1,4 +1,4 @@
-"""What an error means for a trial and its worker: memory ran out, a disk is full, or neither."""
+"""What an error means for a trial and its worker: no memory, a full disk, a lost device, or none of these."""
 
 from __future__ import annotations
 
@@ -49,3 +49,13 @@ def _counted(path: Path) -> int:
     except OSError:
         return 0
     return next((int(count) for name, _, count in (line.partition(" ") for line in lines) if name == "oom_kill"), 0)
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether CUDA refuses whatever this process asks next: a failed kernel, a card that is gone, or another's alone.
+
+    Then the process has to end. Its trials go back as those of any worker that died, and another process, on a fresh
+    context or another card, goes on with them; a trial on which that happens again and again is given up.
+    """
+    is_cudas = type(error).__name__ == "AcceleratorError" or "CUDA error" in str(error)
+    return is_cudas and "out of memory" not in str(error)

@@ -85,5 +85,13 @@ def _visible_gpus() -> tuple[str, ...]:
     command = [sys.executable, "-c", _COUNT_GPUS]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # nosec B603
     count = int(done.stdout) if done.returncode == 0 else 0
-    named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return gpu_names(count, os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def gpu_names(count: int, visible: str | None) -> tuple[str, ...]:
+    """CUDA's names of the GPUs that torch counts, given CUDA_VISIBLE_DEVICES: numbers, or the UUIDs that stand there.
+
+    CUDA takes no name after the first one that it does not know, so the first ``count`` are those in use.
+    """
+    named = [name.strip() for name in (visible or "").split(",") if name.strip()]
     return tuple(named[:count] if named else map(str, range(count)))

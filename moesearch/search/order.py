@@ -32,14 +32,20 @@ class WorkOrder:
     """None keeps MLflow out."""
     device: str
     """A device as torch names it."""
+    files: str | None = None
+    """A folder or URL for checkpoints and artifacts that all machines reach; None is ``runs``."""
 
     @property
-    def search_checkpoints(self) -> Path:
-        return self.runs / "checkpoints" / self.config.name
+    def search_checkpoints(self) -> str:
+        return f"{self._files}/checkpoints/{self.config.name}"
 
     @property
-    def confirm_checkpoints(self) -> Path:
-        return self.search_checkpoints / "confirm"
+    def confirm_checkpoints(self) -> str:
+        return f"{self.search_checkpoints}/confirm"
+
+    @property
+    def _files(self) -> str:
+        return str(self.runs) if self.files is None else self.files.rstrip("/")
 
     @property
     def logs(self) -> Path:
@@ -47,9 +53,9 @@ class WorkOrder:
         return self.runs / "logs" / self.config.name
 
     @property
-    def artifacts(self) -> Path:
+    def artifacts(self) -> str:
         """Where MLflow keeps files, unless a server does."""
-        return self.runs / "artifacts" / self.config.name
+        return f"{self._files}/artifacts/{self.config.name}"
 
     @property
     def dashboard_files(self) -> Path:

@@ -34,9 +34,10 @@ from moesearch.results.records import (
     VOCAB_SIZE,
     confirm_study_name,
 )
+from moesearch.search.checkpoint_files import checkpoints_at, is_url
 from moesearch.search.claims import requeue_stale, worker_name
 from moesearch.search.confirm import plan_confirmation, queue_due_runs
-from moesearch.search.disk import DiskCap, DiskCheckpoints, losers_first
+from moesearch.search.disk import DiskCap, losers_first
 from moesearch.search.faults import is_disk_full
 from moesearch.search.headroom import MemoryCheck, Room, host_room, resident_bytes
 from moesearch.search.leases import Lease, time_account
@@ -94,7 +95,7 @@ def work(order: WorkOrder, stop: threading.Event) -> None:
         claims = open_claims(config, storage, study, is_search=True, is_time_up=is_time_up)
         view = RunView(tracker, config.name, "search", corpus)
         job = Job(config, claims, view, facts, memory=memory, peak_memory_bytes=peak_memory)
-        run_worker(job, trainer, DiskCheckpoints(order.search_checkpoints, _disk_cap(order, storage)), stop)
+        run_worker(job, trainer, checkpoints_at(order.search_checkpoints, _disk_cap(order, storage)), stop)
         confirm = None if stop.is_set() or not claims.is_over() else plan_confirmation(config, storage)
         if confirm is None:
             return
@@ -111,7 +112,7 @@ def work(order: WorkOrder, stop: threading.Event) -> None:
             memory=memory,
             queue_more=lambda: queue_due_runs(config, storage, confirm),
         )
-        run_worker(job, trainer, DiskCheckpoints(order.confirm_checkpoints, _disk_cap(order, storage)), stop)
+        run_worker(job, trainer, checkpoints_at(order.confirm_checkpoints, _disk_cap(order, storage)), stop)
 
 
 def memory_check(order: WorkOrder, texts: Texts, trainer: TextTrainer) -> MemoryCheck:
@@ -139,20 +140,21 @@ def memory_check(order: WorkOrder, texts: Texts, trainer: TextTrainer) -> Memory
 
 def _disk_cap(order: WorkOrder, storage: RDBStorage) -> DiskCap | None:
     gigabytes = order.config.run.max_disk_gb
-    if gigabytes is None:
+    if gigabytes is None or is_url(order.search_checkpoints):
         return None
+    root = Path(order.search_checkpoints)
 
     def dispensable() -> list[Path]:
         found = []
         names = {study.study_name: study._study_id for study in storage.get_all_studies()}
-        places = {order.config.name: order.search_checkpoints}
-        places[confirm_study_name(order.config.name)] = order.confirm_checkpoints
-        for name, root in places.items():
+        places = {order.config.name: root}
+        places[confirm_study_name(order.config.name)] = Path(order.confirm_checkpoints)
+        for name, folder in places.items():
             if name in names:
-                found += losers_first(root, storage.get_all_trials(names[name], deepcopy=False))
+                found += losers_first(folder, storage.get_all_trials(names[name], deepcopy=False))
         return found
 
-    return DiskCap(order.search_checkpoints, int(gigabytes * 1e9), dispensable)
+    return DiskCap(root, int(gigabytes * 1e9), dispensable)
 
 
 @contextmanager

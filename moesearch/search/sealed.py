@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from moesearch.errors import CheckpointError
+from moesearch.search.checkpoint_files import checkpoints_at
 
 SAMPLE_TOKENS = 300
 
 
-def look(folders: Sequence[Path], device: str) -> dict[str, Any]:
+def look(place: str, keys: Sequence[str], device: str) -> dict[str, Any]:
     """What the models say, of those whose checkpoint is there.
 
     ``losses`` holds nats per token and bits per byte of each on the test split, ``sample`` a text by the first one.
@@ -24,18 +24,17 @@ def look(folders: Sequence[Path], device: str) -> dict[str, Any]:
     from moesearch.data.tokenizers import decode
     from moesearch.data.tokens import Texts
     from moesearch.model.generation import generate
-    from moesearch.training.checkpoints import has_checkpoint, load_checkpoint
     from moesearch.training.trainer import LaneTrainer
 
-    texts = Texts()
+    texts, checkpoints = Texts(), checkpoints_at(place)
     losses: list[tuple[float, float]] = []
     sample = ""
-    for folder in folders:
-        if not has_checkpoint(folder):
-            continue
+    for key in keys:
         try:
-            checkpoint = load_checkpoint(folder)
+            checkpoint = checkpoints.load(key)
         except CheckpointError:
+            continue
+        if checkpoint is None:
             continue
         tokens = texts.of(checkpoint.config.data)
         trainer = LaneTrainer(tokens, device=device)
@@ -51,7 +50,7 @@ def look(folders: Sequence[Path], device: str) -> dict[str, Any]:
 
 def main() -> int:
     order = json.load(sys.stdin)
-    json.dump(look([Path(folder) for folder in order["folders"]], order["device"]), sys.stdout)
+    json.dump(look(order["place"], order["keys"], order["device"]), sys.stdout)
     return 0
 
 

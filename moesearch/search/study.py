@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 from optuna.storages import RDBStorage
@@ -32,12 +30,19 @@ MAY_CHANGE = ("num_trials", "limits", "stop", "transfer_from", "run", "confirm",
 """Parts of a study file that may change between runs: they decide how much is done, not what is compared."""
 
 
+class Deletable(Protocol):
+    """Checkpoints of a study, as far as a study that begins anew looks into them."""
+
+    def clear(self) -> None:
+        """Delete all of them."""
+
+
 def open_study(
-    config: StudyConfig, storage: RDBStorage, *, fresh: bool, checkpoints: Path | None = None
+    config: StudyConfig, storage: RDBStorage, *, fresh: bool, checkpoints: Deletable | None = None
 ) -> optuna.Study:
     """Create the study of a study file, or check that the stored one asks the same; queue its ``enqueue`` trials.
 
-    ``fresh`` deletes the stored study first, with its confirmation and its folder of ``checkpoints``.
+    ``fresh`` deletes the stored study first, with its confirmation and its ``checkpoints``.
 
     Raises:
         InputError: the stored study has other settings, or is being worked on while ``fresh`` would delete it.
@@ -185,10 +190,10 @@ def _refuse_if_at_work(name: str, storage: RDBStorage, then: str) -> None:
         )
 
 
-def _delete(name: str, storage: RDBStorage, names: set[str], checkpoints: Path | None) -> None:
+def _delete(name: str, storage: RDBStorage, names: set[str], checkpoints: Deletable | None) -> None:
     _refuse_if_at_work(name, storage, "then --fresh may delete it")
     for doomed in (confirm_study_name(name), name):
         if doomed in names:
             optuna.delete_study(study_name=doomed, storage=storage)
     if checkpoints is not None:
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        checkpoints.clear()

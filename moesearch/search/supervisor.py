@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import platform
-import shutil
 import signal
 import socket
 import subprocess  # nosec B404
@@ -30,6 +29,7 @@ from moesearch.errors import InputError, LostTrialError, MoesearchError, Trackin
 from moesearch.results.records import CORPUS_FACTS, SEARCH_END, SESSION_PREFIX, WORKER, confirm_study_name
 from moesearch.results.verdict import OpenedTest, Verdict
 from moesearch.search.assignments import finish
+from moesearch.search.checkpoint_files import checkpoints_at
 from moesearch.search.claims import Claims, requeue_stale, worker_name
 from moesearch.search.confirm import new_opening, plan_confirmation, settle_verdict
 from moesearch.search.crew import Workers
@@ -90,7 +90,7 @@ def run_study(
     """
     started = time.monotonic()
     with closing_store(open_storage(order.storage_url, on_stale=requeue_stale)) as storage:
-        study = open_study(order.config, storage, fresh=fresh, checkpoints=order.search_checkpoints)
+        study = open_study(order.config, storage, fresh=fresh, checkpoints=checkpoints_at(order.search_checkpoints))
         _check_corpus(order.config, storage)
         if fresh:
             _forget_runs(order)
@@ -205,10 +205,11 @@ class _Supervisor:
         self.storage.set_study_system_attr(study_id, SEARCH_END, self.search.why_over())
         with store_lock(self.storage, "verdict"):
             verdict = settle_verdict(self.config, self.storage, lambda keys: open_test_split(self.order, keys))
-        if verdict is not None and verdict.best is not None and self.order.confirm_checkpoints.is_dir():
-            for folder in self.order.confirm_checkpoints.iterdir():
-                if not folder.name.startswith(f"{verdict.best.fingerprint}-"):
-                    shutil.rmtree(folder, ignore_errors=True)
+        if verdict is not None and verdict.best is not None:
+            models = checkpoints_at(self.order.confirm_checkpoints)
+            for key in models.list():
+                if not key.startswith(f"{verdict.best.fingerprint}-"):
+                    models.delete(key)
         return verdict
 
 
@@ -310,10 +311,7 @@ def _signals(workers: Workers) -> Iterator[None]:
 
 def open_test_split(order: WorkOrder, keys: Sequence[str]) -> OpenedTest | None:
     """Evaluate confirmation models on the test split, in a process of its own; None where none is on this machine."""
-    request = {
-        "folders": [str(order.confirm_checkpoints / key) for key in keys],
-        "device": order.device,
-    }
+    request = {"place": order.confirm_checkpoints, "keys": list(keys), "device": order.device}
     done = subprocess.run(
         [sys.executable, "-m", "moesearch.search.sealed"],
         input=json.dumps(request),

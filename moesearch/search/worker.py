@@ -31,7 +31,7 @@ from moesearch.search.assignments import Assignment, checkpoint_key, finish, nex
 from moesearch.search.claims import Claims, fenced
 from moesearch.search.crowd import Crowd
 from moesearch.search.families import Visit, shape_fields, shape_knobs
-from moesearch.search.faults import is_disk_full, is_out_of_memory
+from moesearch.search.faults import is_device_lost, is_disk_full, is_out_of_memory
 from moesearch.search.headroom import MemoryCheck
 from moesearch.search.heartbeat import Heartbeat
 from moesearch.search.limits import collapse_reason, time_out_reason
@@ -220,6 +220,8 @@ class _Worker:
                 checkpoint = None
                 self.trainer.load(lane, assignment.config)
         except Exception as error:
+            if is_device_lost(error):
+                raise
             self._fail(lane, error)
             return ()
         return () if checkpoint is None else checkpoint.points
@@ -228,6 +230,8 @@ class _Worker:
         try:
             points = self.trainer.advance(self._should_stop)
         except Exception as error:
+            if is_device_lost(error):
+                raise
             self._find_culprit(error)
             return []
         assert points or self._should_stop(), "loaded lanes have a next milestone"

@@ -76,12 +76,12 @@ class MLflowTracker:
     Every method raises TrackingError, and nothing else, when MLflow fails.
     """
 
-    def __init__(self, tracking_uri: str, experiment_name: str, artifact_dir: Path) -> None:
-        """Open the experiment, creating it if need be. ``artifact_dir`` is for databases; a server has its own."""
+    def __init__(self, tracking_uri: str, experiment_name: str, artifacts: str | Path) -> None:
+        """Open the experiment, creating it if need be. ``artifacts``: a folder or URL; a server has its own."""
         self._tracking_uri = tracking_uri
         with failures(tracking_uri, f"open the experiment {experiment_name}"):
             self._client = open_client(tracking_uri)
-            location = None if is_server(tracking_uri) else artifact_dir.absolute().as_uri()
+            location = None if is_server(tracking_uri) else _as_uri(str(artifacts))
             self._experiment_id = _open_experiment(self._client, experiment_name, location)
 
     @property
@@ -180,8 +180,14 @@ class MLflowTracker:
             self.pause_run(run_id)
 
     def _summary_run(self) -> str:
-        runs = self._runs("tags.phase = 'summary'")
-        return str(runs[0].info.run_id) if runs else self.start_run("summary", {}, {"phase": "summary"})
+        """The study's, of which there is one whoever creates it: of two that were created at once, the first stays."""
+        query = "tags.phase = 'summary'"
+        created = None if self._runs(query) else self.start_run("summary", {}, {"phase": "summary"})
+        runs = self._runs(query)
+        first = str(min(runs, key=lambda run: (run.info.start_time, run.info.run_id)).info.run_id)
+        if created is not None and created != first:
+            self._client.delete_run(created)
+        return first
 
     def running_runs(self) -> frozenset[str]:
         """Ids of the runs that MLflow takes to be RUNNING."""
@@ -241,6 +247,10 @@ class MLflowTracker:
 
     def _failures(self, task: str) -> AbstractContextManager[None]:
         return failures(self._tracking_uri, task)
+
+
+def _as_uri(place: str) -> str:
+    return place if "://" in place else Path(place).absolute().as_uri()
 
 
 def _open_experiment(client: MlflowClient, name: str, location: str | None) -> str:

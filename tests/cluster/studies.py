@@ -37,7 +37,7 @@ class NotingTrainer(TableTrainer):
 
 def work(order: WorkOrder, stop: threading.Event, seconds: float = 0.03) -> None:
     trainer = NotingTrainer(order.runs / "trained", seconds)
-    run_worker(new_job(order.config, order.runs), trainer, JsonCheckpoints(order.search_checkpoints), stop)
+    run_worker(new_job(order.config, order.runs), trainer, JsonCheckpoints(Path(order.search_checkpoints)), stop)
 
 
 def work_slowly(order: WorkOrder, stop: threading.Event) -> None:

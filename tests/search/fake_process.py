@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from moesearch.config.trial import TrialConfig
@@ -52,6 +53,10 @@ def work(order: WorkOrder, stop: threading.Event) -> None:
             trainer = TableTrainer(seconds=0.02)
         case "killed-once":
             trainer = UnluckyTrainer(order.runs / "killed")
+        case "gpu-1-is-lost":
+            if os.environ["CUDA_VISIBLE_DEVICES"] == "1":
+                raise RuntimeError("CUDA error: device is lost")
+            trainer = TableTrainer(seconds=0.1)
         case "slow":
             trainer = TableTrainer(seconds=0.4)
         case "diverges":
@@ -69,7 +74,7 @@ def work(order: WorkOrder, stop: threading.Event) -> None:
             raise CorpusError("tiny_shakespeare: cannot be downloaded")
         case mishap:
             raise ValueError(mishap)
-    run_worker(new_job(order.config, order.runs), trainer, JsonCheckpoints(order.search_checkpoints), stop)
+    run_worker(new_job(order.config, order.runs), trainer, JsonCheckpoints(Path(order.search_checkpoints)), stop)
 
 
 def _diverging(config: TrialConfig) -> list[float]:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import random
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,14 @@ from moesearch.errors import LostTrialError
 from moesearch.results.continuations import is_finished
 from moesearch.results.records import OUTCOME, REPLICATE, WORKER
 from moesearch.search.assignments import finish, next_assignment
-from moesearch.search.claims import MAX_DEATHS, Claims, fenced, is_dead_here, worker_name
+from moesearch.search.claims import MAX_DEATHS, Claims, fenced, host_name, is_dead_here, worker_name
 from tests.search.processes import start
 from tests.search.stand_ins import TableTrainer, begin, new_job, study_config, work
 
 pytestmark = pytest.mark.usefixtures("every_store")
 
 # A process that ended long ago, in the form of `worker_name`.
-DEAD_WORKER = f"{socket.gethostname()}:{2**22 + 1}:0.00"
+DEAD_WORKER = f"{host_name()}:{2**22 + 1}:0.00"
 
 
 def _claims(config: StudyConfig, folder: Path, **changes: Any) -> Claims:
@@ -183,7 +182,7 @@ def test_a_trial_that_waited_long_is_not_taken_for_stale_when_it_runs_again(tmp_
 
 def test_this_process_is_alive_and_one_of_its_pid_but_another_start_is_dead() -> None:
     assert not is_dead_here(worker_name())
-    assert is_dead_here(f"{socket.gethostname()}:{os.getpid()}:1.00")
+    assert is_dead_here(f"{host_name()}:{os.getpid()}:1.00")
     assert not is_dead_here(f"another-host:{os.getpid()}:1.00")
 
 
@@ -191,7 +190,7 @@ def test_a_stopped_process_is_alive(tmp_path: Path) -> None:
     process = start(time.sleep, 60)
     try:
         assert process.pid is not None
-        name = f"{socket.gethostname()}:{process.pid}:{psutil.Process(process.pid).create_time():.2f}"
+        name = f"{host_name()}:{process.pid}:{psutil.Process(process.pid).create_time():.2f}"
         os.kill(process.pid, signal.SIGSTOP)
         assert not is_dead_here(name)
         process.kill()

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import math
-import socket
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,6 +14,7 @@ from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.results.records import CONFIG, CONTROL, RATE, SEED, confirm_study_name
 from moesearch.results.verdict import Verdict
+from moesearch.search.claims import host_name
 from moesearch.search.confirm import plan_confirmation, settle_verdict
 from tests.search.stand_ins import TableCheckpoint, TableTrainer, begin, curve, storage_in, study_config, work
 
@@ -135,7 +135,7 @@ def test_a_worker_that_is_killed_leaves_the_learning_rates_to_the_next(tmp_path:
             raise KeyboardInterrupt
         return _loss_by_rate(config)
 
-    dead = f"{socket.gethostname()}:{2**22 + 1}:1.00"  # no process has this number
+    dead = f"{host_name()}:{2**22 + 1}:1.00"  # no process has this number
     with pytest.raises(KeyboardInterrupt):
         work(STUDY, tmp_path, study=study, trainer=TableTrainer(losses=dies_in_between), worker=dead)
     with_break = _confirm_with_rates(tmp_path)

@@ -10,6 +10,7 @@ from moesearch.config.study import StudyConfig
 from moesearch.errors import InputError
 from moesearch.results.records import STUDY_CONFIG, confirm_study_name
 from moesearch.search.claims import worker_name
+from moesearch.search.disk import DiskCheckpoints
 from moesearch.search.pruning import make_pruner
 from moesearch.search.study import open_study
 from tests.search.stand_ins import begin, new_job, storage_in, study_config, work
@@ -90,7 +91,9 @@ def test_fresh_deletes_trials_confirmation_and_checkpoints(tmp_path: Path) -> No
     work(study_config(), tmp_path)
     optuna.create_study(storage=storage, study_name=confirm_study_name("toy"))
     (tmp_path / "checkpoints" / "left").mkdir()
-    study = open_study(study_config(num_trials=9), storage, fresh=True, checkpoints=tmp_path / "checkpoints")
+    study = open_study(
+        study_config(num_trials=9), storage, fresh=True, checkpoints=DiskCheckpoints(tmp_path / "checkpoints")
+    )
     assert study.trials == []
     assert [study.study_name for study in storage.get_all_studies()] == ["toy"]
     assert not (tmp_path / "checkpoints").exists()

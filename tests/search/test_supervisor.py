@@ -18,7 +18,7 @@ from moesearch.errors import InputError, MoesearchError
 from moesearch.results.records import CORPUS_FACTS, OUTCOME, REASON, SESSION_PREFIX
 from moesearch.search import crew, supervisor
 from moesearch.search.crew import Crew
-from moesearch.search.machine import Placement, available_cores, place
+from moesearch.search.machine import Placement, available_cores, gpu_names, place
 from moesearch.search.order import WorkOrder
 from moesearch.search.progress import Progress
 from moesearch.search.supervisor import Outcome, run_study
@@ -190,6 +190,37 @@ def test_by_default_there_is_a_worker_per_core_with_a_thread_each_and_none_to_sp
 def test_workers_take_turns_on_the_gpus() -> None:
     placement = Placement("cuda", ("3", "5"), num_workers=3, threads=1)
     assert [placement.environment(index)["CUDA_VISIBLE_DEVICES"] for index in range(3)] == ["3", "5", "3"]
+
+
+def test_a_worker_whose_gpu_is_lost_is_given_up_while_another_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "MAX_RESTARTS", 1)
+    placement = Placement("cuda", ("0", "1"), 2, threads=1)
+    order = WorkOrder(_config(tmp_path), url_of(tmp_path), tmp_path, None, "cpu")
+    command = (sys.executable, "-m", "tests.search.fake_process", "gpu-1-is-lost")
+    workers = Crew(order, placement, command=command)
+    outcome = run_study(order, workers, fresh=False, command="", show=lambda _: None)
+    assert [trial.state for trial in _trials(tmp_path)] == [TrialState.COMPLETE] * 6
+    (log,) = outcome.notes
+    assert "device is lost" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("count", "visible", "names"),
+    [
+        (2, None, ("0", "1")),
+        (2, "", ("0", "1")),
+        (2, "3, 5", ("3", "5")),
+        (1, "3,nonsense,5", ("3",)),  # CUDA stops at what it does not know
+        (2, "GPU-8932f937,MIG-11e8", ("GPU-8932f937", "MIG-11e8")),
+        (0, "-1", ()),
+    ],
+)
+def test_gpus_are_named_as_cuda_visible_devices_names_them(
+    count: int, visible: str | None, names: tuple[str, ...]
+) -> None:
+    assert gpu_names(count, visible) == names
 
 
 def test_a_gpu_that_is_not_there_is_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -181,6 +181,22 @@ def test_an_infeasible_configuration_is_told_and_neither_trained_nor_counted(tmp
     assert [trial.state for trial in others] == [TrialState.COMPLETE] * 2
 
 
+@pytest.mark.parametrize("num_lanes", [1, 2])
+def test_a_lost_device_ends_the_worker_and_no_trial(num_lanes: int, tmp_path: Path) -> None:
+    config = study_config(num_trials=2)
+    study = begin(config, tmp_path)
+
+    class LostDevice(TableTrainer):
+        def advance(self, should_stop: Callable[[], bool]) -> list[Any]:
+            if len(self.trained) >= num_lanes:
+                raise RuntimeError("CUDA error: unspecified launch failure")
+            return super().advance(should_stop)
+
+    with pytest.raises(RuntimeError, match="unspecified launch failure"):
+        work(config, tmp_path, trainer=LostDevice(num_lanes=num_lanes), worker="elsewhere:1:0.00")
+    assert [trial.state for trial in study.trials] == [TrialState.RUNNING] * num_lanes  # a dead worker's: they go back
+
+
 def test_a_sampler_that_reads_no_trials_proposes_too(tmp_path: Path) -> None:
     lr = {"optim.lr": {"type": "float", "low": 1e-4, "high": 1e-2, "log": True}}
     config = study_config(num_trials=2, search=lr, sampler={"type": "random"})

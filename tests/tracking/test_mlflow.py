@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
@@ -179,3 +180,18 @@ def test_an_experiment_opens_on_its_runs(tracker: MLflowTracker, client: MlflowC
 def test_whatever_mlflow_refuses_is_a_tracking_error(tracker: MLflowTracker) -> None:
     with pytest.raises(TrackingError, match=r"could not log metrics: .*no_such_run"):
         tracker.log_metrics("no_such_run", {"val_loss": 1.0}, step=1)
+
+
+def test_machines_that_begin_the_summary_at_once_share_one(
+    tracker: MLflowTracker, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = MLflowTracker(uri, "experts_topk", tmp_path / "artifacts")
+    start_run, summaries = other.start_run, []
+
+    def start_later(name: str, params: Mapping[str, object], tags: Mapping[str, str]) -> str:
+        summaries.append(tracker._summary_run())  # of another machine, which looked at the same moment
+        return start_run(name, params, tags)
+
+    monkeypatch.setattr(other, "start_run", start_later)
+    assert other._summary_run() == summaries[0]
+    assert tracker._summary_run() == summaries[0]
