@@ -25,6 +25,10 @@ LANE_KNOBS: dict[str, Any] = {
     "moe.top_k": {"type": "categorical", "choices": [1, 2]},
     "optim.lr": {"type": "categorical", "choices": [1e-3, 1e-2]},
 }
+GRANULARITY: dict[str, Any] = {
+    "moe.num_experts": {"type": "categorical", "choices": [4, 8]},
+    "moe.top_k": {"type": "categorical", "choices": [1, 2, 4]},
+}
 SHAPE_KNOBS: dict[str, Any] = {
     "model.width": {"type": "categorical", "choices": [16, 32]},
     "data.batch_size": {"type": "categorical", "choices": [2, 4]},
@@ -144,3 +148,11 @@ def test_a_search_over_shapes_trains_one_family_at_a_time(tmp_path: Path) -> Non
     # The trainer refuses lanes of two families, so none was mixed.
     assert [trial.user_attrs[OUTCOME] for trial in study.trials] == ["complete"] * 8
     assert len({tuple(trial.params.values()) for trial in study.trials}) == 8
+
+
+def test_a_search_over_granularity_trains_one_width_of_experts_at_a_time(tmp_path: Path) -> None:
+    config = _config(GRANULARITY, num_trials=6)
+    base = config.base.model_copy(update={"moe": config.base.moe.model_copy(update={"iso_flops": True})})
+    study = _work(config.model_copy(update={"base": base}), tmp_path, 4)
+    assert [trial.user_attrs[OUTCOME] for trial in study.trials] == ["complete"] * 6
+    assert len({tuple(trial.params.values()) for trial in study.trials}) == 6
