@@ -80,10 +80,19 @@ def export_yaml(results: StudyResults, choice: Choice = "best") -> str:
         "`trial` is all that training reads; `provenance` says where it comes from and how far it carries."
     )
     values = {
-        "trial": exported.config.spelled_out().model_dump(mode="json"),
+        "trial": _spelled_out(exported).model_dump(mode="json"),
         "provenance": _provenance(results, exported, choice),
     }
     return dump_yaml(values, comment)
+
+
+def _spelled_out(exported: Exported) -> TrialConfig:
+    """The configuration with what it derives written down: widths, and a context that is given in bytes."""
+    config = exported.config.spelled_out()
+    context = None if exported.trial is None else exported.trial.user_attrs.get(records.CONTEXT_TOKENS)
+    if config.data.context_bytes is None or context is None:
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"context": context})})
 
 
 def _provenance(results: StudyResults, exported: Exported, choice: Choice) -> dict[str, Any]:
@@ -118,7 +127,7 @@ def _provenance(results: StudyResults, exported: Exported, choice: Choice) -> di
         "measured": measured(results, trial),
         "dense_control": dense_control(results),
         "versions": dict(results.sessions[-1].versions) if results.sessions else {},
-        "limits_of_transfer": transfer_limits(results, exported.config),
+        "limits_of_transfer": transfer_limits(results, _spelled_out(exported)),
     }
 
 
