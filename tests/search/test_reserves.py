@@ -81,7 +81,7 @@ def test_a_raised_limit_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_search_leaves_room_for_the_confirmation(tmp_path: Path) -> None:
-    config = _limited(9.0, confirm={"top": 3, "seeds": 2})
+    config = _limited(9.0, confirm={"top": 3, "seeds": 2, "lr_search": False}, control="none")
     begin(config, tmp_path)
     work(config, tmp_path, trainer=Meter(tmp_path / "meter"))
     assert _spent(tmp_path / "meter") <= 3 * _largest(config)
