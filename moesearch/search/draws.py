@@ -95,7 +95,11 @@ def as_seen(study: optuna.Study, trial: FrozenTrial, config: StudyConfig, earlie
         own = [other for other in own if other.state is not TrialState.PRUNED or _is_refused(other)]
     elif config.sampler.type in ("auto", "tpe"):
         own = [_by_its_curve(other) for other in own]
-    return SeenStudy(study, [*earlier, *own])
+    seen = [*earlier, *own]
+    has_conditions = any(knob.when for knob in config.search.values())
+    if has_conditions and config.sampler.type in ("gp", "nsga2"):
+        seen = [_filled(other, config.search) for other in seen]
+    return SeenStudy(study, seen)
 
 
 def _by_its_curve(trial: FrozenTrial) -> FrozenTrial:
@@ -103,6 +107,16 @@ def _by_its_curve(trial: FrozenTrial) -> FrozenTrial:
         return trial
     shown = copy.copy(trial)
     shown.state = TrialState.PRUNED
+    return shown
+
+
+def _filled(trial: FrozenTrial, search: Mapping[str, Knob]) -> FrozenTrial:
+    """A trial with a middle value for each knob that was not searched in it, for samplers that need all of them."""
+    missing = {path: value_at_unit(knob, 0.5) for path, knob in search.items() if path not in trial.params}
+    if not trial.params or not missing:
+        return trial
+    shown = copy.copy(trial)
+    shown.params = {**trial.params, **missing}
     return shown
 
 
