@@ -106,7 +106,8 @@ def _assign(claims: Claims, trial: optuna.Trial, config: StudyConfig) -> Assignm
     with fenced(trial):
         params = suggest(trial, config.search)
         fingerprint = resolve(config.base, params).fingerprint()
-        replicate = _next_replicate(claims.study, fingerprint, trial.number)
+        # Never shared with another trial, so that seeds and checkpoints are not.
+        replicate = claims.ledger.next_replicate(claims.study.get_trials(deepcopy=False), fingerprint, trial.number)
         seed = derive_seed(config.sampler.seed, fingerprint, replicate)
         resolved = resolve(config.base, params, seed=seed)
         trial.set_user_attr(FINGERPRINT, fingerprint)
@@ -117,19 +118,6 @@ def _assign(claims: Claims, trial: optuna.Trial, config: StudyConfig) -> Assignm
         # Last, since its presence says that the rest is there.
         claims.storage.set_trial_system_attr(trial._trial_id, CONFIG, resolved.model_dump(mode="json"))
     return Assignment(trial, resolved, fingerprint, replicate, None)
-
-
-def _next_replicate(study: optuna.Study, fingerprint: str, number: int) -> int:
-    """One more than any trial of this configuration has had, so that seeds and checkpoints are never shared."""
-    return 1 + max(
-        (
-            trial.user_attrs[REPLICATE]
-            for trial in study.get_trials(deepcopy=False)
-            if trial.number != number and trial.user_attrs.get(FINGERPRINT) == fingerprint
-            if REPLICATE in trial.user_attrs
-        ),
-        default=-1,
-    )
 
 
 def last_point(trial: FrozenTrial) -> EvalPoint | None:

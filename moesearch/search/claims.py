@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import LostTrialError
-from moesearch.results.continuations import counts, is_continuation, is_void, key_of
+from moesearch.results.continuations import counts, is_continuation, key_of
 from moesearch.results.records import (
     ATTEMPT,
     CONFIG,
@@ -39,6 +39,7 @@ from moesearch.results.records import (
 )
 from moesearch.search.families import Family, family_of, is_of
 from moesearch.search.faults import num_oom_kills
+from moesearch.search.ledger import Ledger
 from moesearch.search.memory import Store
 from moesearch.search.pruning import halving_in
 from moesearch.search.reserves import Limits, lost_milestones
@@ -127,6 +128,7 @@ class Claims:
 
     def __post_init__(self) -> None:
         self._has_seen: set[int] = set()
+        self.ledger = Ledger()
 
     def claim(self, family: Family | None = None) -> optuna.Trial | None:
         """Take the first trial that waits, or make one if the budget has room. To be called under the lock.
@@ -155,7 +157,7 @@ class Claims:
 
     def _claimable(self, trials: Sequence[FrozenTrial], family: Family | None = None) -> Iterator[FrozenTrial]:
         """The trials that wait and may be taken, first to last."""
-        waiting = [trial for trial in trials if _is_waiting_in(family, trial)]
+        waiting = [trial for trial in self.ledger.open_trials(trials) if _is_waiting_in(family, trial)]
         if not waiting or self.ends(trials):
             return
         for trial in waiting:
@@ -228,8 +230,7 @@ class Claims:
     def _has_room(self, trials: Sequence[FrozenTrial], number: int) -> bool:
         if self.num_trials is None:
             return True
-        ahead = (trial for trial in trials if trial.number < number)
-        return sum(not is_void(trial) and not is_continuation(trial) for trial in ahead) < self.num_trials
+        return self.ledger.num_ahead(trials, number) < self.num_trials
 
     def is_over(self) -> bool:
         """Whether nothing is left to do for anyone: the budget is spent, or the queue worked off."""

@@ -40,12 +40,13 @@ from moesearch.search.confirm import plan_confirmation, queue_due_runs
 from moesearch.search.disk import DiskCap, losers_first
 from moesearch.search.faults import is_disk_full
 from moesearch.search.headroom import MemoryCheck, Room, host_room, resident_bytes
+from moesearch.search.job import Job
 from moesearch.search.leases import Lease, time_account
 from moesearch.search.order import ERROR_MARK, EXIT_NO_ROOM, WorkOrder
 from moesearch.search.storage import open_storage, store_lock
 from moesearch.search.study import join_study, open_claims
 from moesearch.search.view import RunView
-from moesearch.search.worker import Job, run_worker
+from moesearch.search.worker import run_worker
 from moesearch.tracking.mlflow import MLflowTracker, prepare
 
 if TYPE_CHECKING:

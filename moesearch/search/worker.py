@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from threading import Event
 
 from optuna.trial import TrialState
 
-from moesearch.config.study import StudyConfig
-from moesearch.config.trial import TrialConfig
 from moesearch.errors import CheckpointError, DiskCapError, LostTrialError
 from moesearch.results.continuations import latest_records
 from moesearch.results.records import (
@@ -28,12 +26,12 @@ from moesearch.results.records import (
     Outcome,
 )
 from moesearch.search.assignments import Assignment, checkpoint_key, finish, next_assignment, reported_point
-from moesearch.search.claims import Claims, fenced
+from moesearch.search.claims import fenced
 from moesearch.search.crowd import Crowd
 from moesearch.search.families import Visit, shape_fields, shape_knobs
 from moesearch.search.faults import is_device_lost, is_disk_full, is_out_of_memory
-from moesearch.search.headroom import MemoryCheck
 from moesearch.search.heartbeat import Heartbeat
+from moesearch.search.job import Job
 from moesearch.search.limits import collapse_reason, time_out_reason
 from moesearch.search.objectives import (
     Facts,
@@ -43,36 +41,14 @@ from moesearch.search.objectives import (
     size_violations,
     violations,
 )
-from moesearch.search.progress import hopeless
+from moesearch.search.progress import FAILURES_PER_SUCCESS, hopeless
 from moesearch.search.pruning import halving_in, should_prune
 from moesearch.search.seams import Checkpoint, Checkpoints, Trainer
-from moesearch.search.view import RunView
 from moesearch.training.points import EvalPoint
 
 POLL_SECONDS = 0.5
 
 _logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker works off: the trials of a search, or those of its confirmation."""
-
-    config: StudyConfig
-    claims: Claims
-    view: RunView
-    facts: Callable[[TrialConfig], Mapping[str, int | float]]
-    """User attributes of a trial that follow from its configuration: parameters, FLOPs."""
-    keeps_checkpoints: bool = False
-    """Whether the trained models outlive their trials, for the test split."""
-    queue_more: Callable[[], bool] | None = None
-    """Queues the runs that have become due, and says whether there were any; None where the sampler proposes."""
-    peak_memory_bytes: Callable[[], int | None] | None = None
-    """The largest memory of this worker so far; None where nothing is measured."""
-    checkpoint_share: float = 0.02
-    """Part of the time that may go to writing checkpoints; those at the end of a trial come on top."""
-    memory: MemoryCheck | None = None
-    """Looks whether a trial will fit; None lets each one try."""
 
 
 @dataclass
@@ -143,7 +119,7 @@ class _Worker:
     def _next_assignment(self) -> Assignment | None:
         """A trial that can train beside those that are loaded; None if there is none now."""
         self.claims.recover()
-        if self.visit.is_over or hopeless(self.study.get_trials(deepcopy=False)):
+        if self.visit.is_over or self._is_hopeless():
             return None
         assignment = next_assignment(self.claims, self.job.config, self.visit.wanted)
         if assignment is None and self._queues_more():
@@ -180,8 +156,14 @@ class _Worker:
     def _queues_more(self) -> bool:
         return self.job.queue_more is not None and self.job.queue_more()
 
+    def _is_hopeless(self) -> bool:
+        trials, ledger = self.study.get_trials(deepcopy=False), self.claims.ledger
+        ledger.open_trials(trials)
+        may_be = len(trials) > (1 + FAILURES_PER_SUCCESS) * ledger.num_finished
+        return may_be and hopeless(trials) is not None
+
     def is_over(self) -> bool:
-        if hopeless(self.study.get_trials(deepcopy=False)) is not None:
+        if self._is_hopeless():
             return True
         return self.claims.is_over() and not self._queues_more()
 

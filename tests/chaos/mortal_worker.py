@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from moesearch.search import process, worker
+from moesearch.search import job, process, worker
 from moesearch.training import checkpoints
 from tests.chaos.points import die_if_armed, kill_after, kill_before
 
 
 def make_mortal() -> None:
     # Tiny trials would have one checkpoint at most; here each milestone has its own.
-    vars(process)["Job"] = partial(worker.Job, checkpoint_share=1e9)
+    vars(process)["Job"] = partial(job.Job, checkpoint_share=1e9)
     kill_after(worker, "next_assignment", "after ask")
     kill_before(worker._Worker, "_write_down", "before report")
     kill_after(worker._Worker, "_save", "between checkpoint and report")

@@ -21,10 +21,11 @@ from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.search.claims import requeue_stale
 from moesearch.search.confirm import queue_due_runs
+from moesearch.search.job import Job
 from moesearch.search.storage import open_storage
 from moesearch.search.study import join_study, open_claims, open_study
 from moesearch.search.view import RunView, Tracker
-from moesearch.search.worker import Job, run_worker
+from moesearch.search.worker import run_worker
 from moesearch.training.points import EvalPoint
 
 MILESTONES = 4
