@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from moesearch.config.study import StudyConfig
+from moesearch.search.job import Job
 from moesearch.search.storage import closing_store, open_storage
-from moesearch.search.worker import Job
 from tests.postgres import PostgresServer
 from tests.search.stand_ins import close_stores, new_job, study_config, use_store
 
