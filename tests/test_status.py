@@ -193,7 +193,9 @@ print([name for name in ("torch", "pandas", "mlflow", "scipy", "pydantic") if na
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.parametrize(("process", "state"), [(DEAD_WORKER, "paused"), (worker_name(), "running")])
+@pytest.mark.parametrize(
+    ("process", "state"), [(DEAD_WORKER, "paused"), (worker_name(), "running")], ids=["dead", "alive"]
+)
 def test_a_command_that_was_killed_between_two_trials_does_not_run(
     process: str, state: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

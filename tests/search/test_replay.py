@@ -134,7 +134,7 @@ def test_a_study_in_the_store_is_a_table_of_what_it_trained_to_the_end(tmp_path:
     assert sorted(curve.final_loss for curve in table.curves) == sorted(trial.value or 0 for trial in complete)
 
 
-@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n", gzip.compress(b"# {}\n"), b"# [1]\n"])
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n", gzip.compress(b"# {}\n", mtime=0), b"# [1]\n"])
 def test_a_file_that_is_no_table_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     for path in (tmp_path / "bad.csv.gz", tmp_path / "bad.csv"):
         path.write_bytes(content)
