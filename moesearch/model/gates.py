@@ -37,9 +37,9 @@ class GateForms:
     def scores(self, logits_RNE: Tensor) -> Tensor:
         """A softmax over all experts, or the sigmoid of each: 0 for an expert that a lane lacks."""
         scores_RNE = softmax(logits_RNE)
-        return (
-            scores_RNE if self.is_sigmoid_R11 is None else logits_RNE.sigmoid().where(self.is_sigmoid_R11, scores_RNE)
-        )
+        if self.is_sigmoid_R11 is None:
+            return scores_RNE
+        return logits_RNE.sigmoid().where(self.is_sigmoid_R11, scores_RNE)
 
     def probabilities(self, logits_RNE: Tensor) -> Tensor:
         """Scores divided by their sum over all experts."""

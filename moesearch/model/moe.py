@@ -40,11 +40,8 @@ class MoELayer(nn.Module):
     ) -> None:
         super().__init__()
         first, layout = configs[0], LaneLayout.of(configs)
-        lanes, width, context = (
-            [_NO_CHOICE if c.moe.is_dense else c.moe for c in configs],
-            first.model.width,
-            first.model.context,
-        )
+        lanes = [_NO_CHOICE if c.moe.is_dense else c.moe for c in configs]
+        width, context = first.model.width, first.model.context
         self.router = None if layout.is_dense else TopKRouter(layout, width, lanes, context, device=device, dtype=dtype)
         self.experts = PackedExperts(
             layout.num_groups,
