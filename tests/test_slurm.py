@@ -25,7 +25,7 @@ num_trials: 4
 base:
   model: {{ width: 8, num_layers: 1, num_heads: 1, context: 8 }}
   data: {{ text: {text}, batch_size: 2 }}
-  budget: {{ steps: 1500, milestones: 15 }}
+  budget: {{ steps: 800, milestones: 8 }}
 search:
   moe.num_experts: {{ type: categorical, choices: [2, 4] }}
   optim.lr: {{ type: float, low: 1e-4, high: 1e-2, log: true }}
@@ -51,7 +51,7 @@ def test_a_job_whose_time_is_up_is_queued_again_and_the_study_ends_exactly(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     (tmp_path / "text.txt").write_text("To be, or not to be, that is the question.\n" * 200)
     (tmp_path / "toy.yaml").write_text(STUDY.format(text=tmp_path / "text.txt"))
-    arguments = [str(tmp_path / "toy.yaml"), "--workers", "1", "--quiet"]
+    arguments = [str(tmp_path / "toy.yaml"), "--workers", "2", "--quiet"]
     arguments += ["--runs", str(tmp_path), "--reports", str(tmp_path / "reports")]
     (job,) = recipe.submit(arguments, "local", tmp_path / "jobs", 1, timeout_min=10)
     controller = psutil.Process(int(job.job_id))

@@ -285,21 +285,28 @@ class Claims:
         The deaths of ``innocent`` workers are not counted: their trials had no part in them.
         """
         fail_stale_trials_quietly(self.study)
+        if not self._orphans():  # a look without the lock, for which all workers would otherwise queue at each trial
+            return
         with self.lock:
-            for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-                worker = trial.user_attrs.get(WORKER)
-                if worker:
-                    is_orphan = is_dead_here(worker)
-                elif locks_all_workers(self.storage):
-                    # One that is just claiming would hold the lock.
-                    is_orphan = True
-                else:
-                    is_orphan = False
-                    self._start_its_clock(trial)
-                if is_orphan and worker in innocent:
+            for trial in self._orphans():
+                if trial.user_attrs.get(WORKER) in innocent:
                     self._return(trial._trial_id)
-                elif is_orphan:
+                else:
                     self._return_or_give_up(trial)
+
+    def _orphans(self) -> list[FrozenTrial]:
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return [trial for trial in running if self._is_orphan(trial)]
+
+    def _is_orphan(self, trial: FrozenTrial) -> bool:
+        """Whether the trial's worker is no more. Of one that is just claiming, only a look under the lock can tell."""
+        worker = trial.user_attrs.get(WORKER)
+        if worker:
+            return is_dead_here(worker)
+        if not locks_all_workers(self.storage):
+            self._start_its_clock(trial)
+            return False
+        return True
 
     def _start_its_clock(self, trial: FrozenTrial) -> None:
         """A worker of another host may have died before its first sign of life, without which nothing goes stale."""

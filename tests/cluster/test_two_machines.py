@@ -40,8 +40,16 @@ def test_two_machines_share_one_study_and_come_to_one_verdict(
         (tmp_path / name / "tiny.yaml").write_text(STUDY.format(text=tmp_path / "text.txt"))
         command = [sys.executable, "-m", "moesearch.run", "tiny.yaml", "--json", "--workers", "1"]
         command += ["--storage", store, "--files", (tmp_path / "shared").as_uri()]
-        process = subprocess.Popen(command, cwd=tmp_path / name, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        machines.append(process)
+        machines.append(
+            subprocess.Popen(
+                command,
+                cwd=tmp_path / name,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                # Two threads of each would wait for one another by spinning.
+                preexec_fn=lambda: os.sched_setaffinity(0, {min(os.sched_getaffinity(0))}),
+            )
+        )
     outputs = [machine.communicate(timeout=500) for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], outputs
     first, second = (json.loads(out) for out, _ in outputs)
