@@ -68,6 +68,8 @@ def open_storage(
         _make_folder(parsed)
     try:
         with _creation_lock(parsed):
+            if parsed.get_backend_name() == "sqlite":
+                _create_whole(Path(parsed.database or ""))
             _refuse_other_databases(parsed)
             storage = _connect(parsed, heartbeat_interval, grace_period, on_stale)
             if parsed.get_backend_name() == "sqlite":
@@ -208,6 +210,21 @@ def _connect(parsed: URL, heartbeat_interval: int, grace_period: int, on_stale: 
             grace_period=grace_period,
             heartbeat_stale_trial_callback=on_stale,
         )
+
+
+def _create_whole(path: Path) -> None:
+    """Put a new store in place as a whole, if there is none.
+
+    A kill while Optuna creates its tables can leave one without its index, and two studies of one name later on.
+    """
+    if path.exists() and path.stat().st_size > 0:
+        return
+    draft = path.with_name(f"{path.name}.draft")
+    draft.unlink(missing_ok=True)
+    storage = _connect(sqlalchemy.make_url(f"sqlite:///{draft}"), 30, 120, None)
+    storage.remove_session()
+    storage.engine.dispose()
+    draft.replace(path)
 
 
 def _cure_sqlite(storage: RDBStorage) -> None:

@@ -39,7 +39,8 @@ search:
   moe.num_experts: {{ type: categorical, choices: [2, 4, 8] }}
   moe.top_k: {{ type: categorical, choices: [1, 2] }}
   moe.noise: {{ type: categorical, choices: [true, false] }}
-confirm: {{ top: 1, seeds: 2 }}
+confirm: {{ top: 1, seeds: 2, lr_search: false }}
+control: none
 """
 Curve = tuple[tuple[object, ...], ...]
 

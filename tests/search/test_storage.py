@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import os
+import signal
 import sqlite3
 from pathlib import Path
 
 import optuna
 import pytest
+import sqlalchemy
 
 from moesearch.errors import StoreError
 from moesearch.search.storage import open_storage
-from tests.search.processes import in_processes
+from tests.search.processes import in_processes, start
 from tests.search.stand_ins import url_of
 
 NUM_QUEUED = 40
@@ -106,3 +109,23 @@ def test_a_reader_creates_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no study store is here"):
         open_storage(url_of(tmp_path), create=False)
     assert list(tmp_path.iterdir()) == []
+
+
+def _create_and_die(folder: str) -> None:
+    @sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, "after_cursor_execute")
+    def _die(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "CREATE TABLE studies" in statement:  # its unique index comes next
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    open_storage(url_of(Path(folder)))
+
+
+def test_a_kill_while_a_store_is_created_leaves_none_or_a_whole_one(tmp_path: Path) -> None:
+    creator = start(_create_and_die, str(tmp_path))
+    creator.join(60)
+    assert creator.exitcode == -signal.SIGKILL
+    storage = open_storage(url_of(tmp_path))
+    optuna.create_study(storage=storage, study_name="one")
+    with pytest.raises(optuna.exceptions.DuplicatedStudyError):
+        optuna.create_study(storage=storage, study_name="one")
+    assert not (tmp_path / "optuna.db.draft").exists()
