@@ -127,7 +127,7 @@ def _kill_one_of(supervisor: int, chance: random.Random) -> bool:
 
 def _wait_for_orphans(folder: Path) -> None:
     """Workers of a killed supervisor leave by themselves: none is there when the next command begins, or soon after."""
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 60  # one that is still importing torch on a busy machine has not looked yet
     while time.monotonic() < deadline:
         if not any(_is_worker_of(process, folder) for process in psutil.process_iter(["cmdline", "environ"])):
             return
