@@ -172,7 +172,8 @@ def _waiting(
     return optuna.create_trial(
         state=TrialState.WAITING,
         params={**finalist.params, RATE_PARAM: rate},
-        distributions={RATE_PARAM: FloatDistribution(rate, rate), **finalist.distributions},
+        # Of one kind for all: a control has a rate too where the study searches one, and Optuna refuses to mix kinds.
+        distributions={**finalist.distributions, RATE_PARAM: FloatDistribution(rate, rate)},
         user_attrs={FINGERPRINT: fingerprint, REPLICATE: replicate, SEED: resolved.seed},
         system_attrs={CONFIG: resolved.model_dump(mode="json"), **records},
     )

@@ -41,7 +41,7 @@ def test_a_study_of_200_trials_loses_one_node_of_three_gains_another_and_ends_ex
     assert events.due == []
     assert outcome.progress.num_finished == 200
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 200
-    assert all(list(trial.intermediate_values) == [1, 2, 3, 4] for trial in trials)
+    assert all(sorted(trial.intermediate_values) == [1, 2, 3, 4] for trial in trials)
     assert 200 * MILESTONES <= num_trained <= 200 * MILESTONES + NUM_LANES  # a milestone for each lane that was lost
 
 

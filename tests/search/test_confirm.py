@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import optuna
 import pytest
@@ -173,3 +174,22 @@ def test_the_models_of_confirmation_runs_are_kept_for_the_test_split(tmp_path: P
 def test_without_finished_confirmation_runs_there_is_no_verdict(tmp_path: Path) -> None:
     config = study_config(num_trials=2)
     assert settle_verdict(config, _searched(tmp_path, config), TestSplit()) is None
+
+
+@pytest.mark.parametrize(
+    "rates",
+    [
+        {"type": "float", "low": 1e-4, "high": 1e-2, "log": True},
+        {"type": "categorical", "choices": [1e-3, 3e-3]},
+    ],
+)
+def test_a_study_that_searches_the_learning_rate_is_confirmed_beside_its_control(
+    rates: dict[str, Any], tmp_path: Path
+) -> None:
+    search = {"moe.num_experts": {"type": "categorical", "choices": [2, 4, 8]}, "optim.lr": rates}
+    config = study_config(search=search, num_trials=5, confirm={"top": 2, "seeds": 2}, control="dense")
+    begin(config, tmp_path)
+    work(config, tmp_path)
+    planned = plan_confirmation(config, storage_in(tmp_path))
+    assert planned is not None
+    assert all("optim.lr" in trial.params for trial in planned.trials)  # of the control too, whose rate is no knob's
