@@ -22,7 +22,6 @@ from pathlib import Path
 from moesearch.cli import new_parser, run_command, storage_url
 from moesearch.config.secrets import hide_secrets, mask_url
 from moesearch.errors import InputError, StoreError
-from moesearch.search.order import dashboard_files
 from moesearch.servers import Server, ServerProcess, free_port, running, why_not_free
 from moesearch.tracking.database import default_tracking_uri, is_server, sqlite_path
 from moesearch.tracking.labels import charts_route
@@ -90,6 +89,8 @@ def _servers(args: argparse.Namespace) -> list[Server]:
     Raises:
         InputError: there is no store, or an address that was asked for cannot be had.
     """
+    from moesearch.search.order import dashboard_files
+
     storage = storage_url(args.storage, args.runs)
     _see_that_a_store_is_there(storage)
     unusable = why_not_free(args.host, 0)

@@ -16,6 +16,7 @@ import pytest
 
 from moesearch.config.loader import load_trial
 from moesearch.servers import free_port
+from moesearch.tracking.labels import charts_route
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright here; pip install -e .[dev] brings it")
@@ -33,7 +34,7 @@ search:
   moe.top_k: {{ type: categorical, choices: [1, 2] }}
 enqueue:
   - {{ moe.num_experts: 4, moe.top_k: 2 }}
-confirm: {{ top: 2, seeds: 2 }}
+confirm: {{ top: 2, seeds: 2, lr_search: false }}
 """
 
 
@@ -67,7 +68,7 @@ def test_one_command_answers_the_question_of_a_study_file(run: dict[str, Any], f
     assert len(run["verdict"]["test"]["sample"]) > 100
     report = folder / "reports" / "tiny"
     assert {"index.html", "summary.md", "trials.csv", "curves.csv", "best.yaml"} <= {p.name for p in report.iterdir()}
-    assert load_trial(report / "best.yaml").moe.num_experts in (2, 4)
+    assert load_trial(report / "best.yaml").moe.num_experts in (1, 2, 4)  # 1: the dense control
 
 
 def test_the_same_command_again_finds_nothing_to_do(run: dict[str, Any], folder: Path) -> None:
@@ -190,8 +191,8 @@ def test_mlflow_draws_the_trials_beside_one_another(page: Any, servers: dict[str
     api = f"{servers['mlflow']}/api/2.0/mlflow/experiments/get-by-name?experiment_name=tiny"
     with urllib.request.urlopen(api) as answer:
         experiment = json.load(answer)["experiment"]["experiment_id"]
-    page.goto(
-        f"{servers['mlflow']}/#/experiments/{experiment}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-    )
-    page.get_by_text("val_loss").first.wait_for(timeout=60_000)
-    page.get_by_text("E4 k2 #0").first.wait_for()
+    page.goto(f"{servers['mlflow']}/{charts_route(experiment)}")
+    page.get_by_text("E4 k2 #0").first.wait_for(timeout=60_000)
+    # A study has a dozen charts, and MLflow draws those alone that are looked at.
+    page.get_by_placeholder("Search metric charts").fill("val_loss")
+    page.locator(".js-plotly-plot").first.wait_for()

@@ -286,7 +286,7 @@ def test_lanes_that_do_not_fit_into_memory_are_halved_and_no_trial_is_blamed(tmp
 
 
 def test_confirmation_runs_of_one_family_are_taken_out_of_turn(tmp_path: Path) -> None:
-    config = _config(confirm={"top": 4, "seeds": 2})
+    config = _config(confirm={"top": 4, "seeds": 2, "lr_search": False}, control="none")
     begin(config, tmp_path)
     # The best four are two of each width.
     losses = {16: 0.0, 32: 0.0001}

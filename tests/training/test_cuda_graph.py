@@ -61,7 +61,7 @@ BUILT_IN: dict[str, object] = {
     "optim.mup_base_width": 4,
 }
 # The budget in other units, which excludes steps.
-OTHER_BUDGETS = {"budget.tokens", "budget.active_flops"}
+OTHER_BUDGETS = {"budget.tokens", "budget.active_flops", "budget.seconds"}
 
 
 def test_every_lane_field_is_known_to_be_free_or_built_in() -> None:
