@@ -25,7 +25,8 @@ from moesearch.results.records import (
     SEED,
     Outcome,
 )
-from moesearch.search.claims import Claims, fenced, set_constraints, was_killed_for_memory
+from moesearch.search.claims import Claims, fenced, set_constraints
+from moesearch.search.deaths import was_killed_for_memory
 from moesearch.search.families import Family
 from moesearch.search.suggest import suggest
 from moesearch.training.points import EvalPoint

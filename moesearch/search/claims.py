@@ -37,18 +37,13 @@ from moesearch.results.records import (
     WORKER,
     Outcome,
 )
+from moesearch.search.deaths import MAX_DEATHS, MAX_MEMORY_DEATHS, deaths_with_this_one, new_attempt
 from moesearch.search.families import Family, family_of, is_of
-from moesearch.search.faults import num_oom_kills
 from moesearch.search.ledger import Ledger
 from moesearch.search.memory import Store
 from moesearch.search.pruning import halving_in
 from moesearch.search.reserves import Limits, lost_milestones
 from moesearch.search.storage import locks_all_workers
-
-MAX_DEATHS = 5
-"""Workers that may die on a trial, without a new milestone in between, before it is given up."""
-MAX_MEMORY_DEATHS = 2
-"""Those of them that the kernel may kill for memory: the second one trained the trial alone."""
 
 _PID_NAMESPACE_OF_HOSTS = 0xEFFFFFFC
 """A constant of Linux (PROC_PID_INIT_INO): the number of the namespace that every host begins with."""
@@ -176,7 +171,7 @@ class Claims:
         # It may have run before. The sign of life from then is old, so it would be taken for stale at once.
         self.storage.record_heartbeat(waiting._trial_id)
         try:
-            self.storage.set_trial_system_attr(waiting._trial_id, ATTEMPT, _attempt())
+            self.storage.set_trial_system_attr(waiting._trial_id, ATTEMPT, new_attempt())
             if not self.storage.set_trial_state_values(waiting._trial_id, TrialState.RUNNING):
                 return None
         except UpdateFinishedTrialError:
@@ -190,7 +185,7 @@ class Claims:
         template = optuna.create_trial(
             state=TrialState.RUNNING,
             user_attrs={WORKER: self.worker},
-            system_attrs={ATTEMPT: _attempt(), **({FAMILY: dict(family)} if family else {})},
+            system_attrs={ATTEMPT: new_attempt(), **({FAMILY: dict(family)} if family else {})},
         )
         # By the study's own access to the store, whose cache must know a trial before a parameter of it is set.
         trial_id = self.study._storage.create_new_trial(self.study._study_id, template)
@@ -211,7 +206,9 @@ class Claims:
     def _continue(self, stopped: FrozenTrial) -> optuna.Trial | None:
         """A record that goes on with a stopped trial, running; None if a worker of another host was faster."""
         source = {"number": stopped.number, "milestone": stopped.last_step}
-        template = copy_of(stopped, TrialState.RUNNING, {WORKER: self.worker}, {CONTINUES: source, ATTEMPT: _attempt()})
+        template = copy_of(
+            stopped, TrialState.RUNNING, {WORKER: self.worker}, {CONTINUES: source, ATTEMPT: new_attempt()}
+        )
         trial_id = self.study._storage.create_new_trial(self.study._study_id, template)
         self.storage.record_heartbeat(trial_id)
         trial = self._open(trial_id)
@@ -267,16 +264,10 @@ class Claims:
         return frozen.state is TrialState.RUNNING and frozen.user_attrs.get(WORKER) == self.worker
 
     def overdue(self, seconds: float) -> list[FrozenTrial]:
-        """Trials that this host's workers began more than so many seconds ago."""
+        """Trials that their workers began more than so many seconds ago."""
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
         before = time.time() - seconds
-        host = f"{socket.gethostname()}:"
-        return [
-            trial
-            for trial in running
-            if ATTEMPT in trial.system_attrs and trial.system_attrs[ATTEMPT]["began"] < before
-            if trial.user_attrs.get(WORKER, "").startswith(host)
-        ]
+        return [trial for trial in running if trial.system_attrs.get(ATTEMPT, {"began": before})["began"] < before]
 
     def recover(self, *, innocent: Collection[str] = ()) -> None:
         """Put trials back into the queue whose workers died, so that others continue them.
@@ -344,11 +335,6 @@ class Claims:
         self.storage.set_trial_state_values(trial_id, TrialState.WAITING)
 
 
-def _attempt() -> dict[str, float]:
-    """When a worker takes a trial up, and what a look at its end will be compared with."""
-    return {"began": time.time(), "oom_kills": num_oom_kills()}
-
-
 def fail_stale_trials_quietly(study: optuna.Study) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -379,27 +365,6 @@ def copy_of(
         system_attrs={**trial.system_attrs, **system_attrs},
         intermediate_values=trial.intermediate_values,
     )
-
-
-def deaths_with_this_one(trial: FrozenTrial) -> dict[str, Any]:
-    """How often a worker died on this trial since its last milestone, and how often of that for memory."""
-    before = trial.system_attrs.get(DEATHS, {})
-    if before.get("milestone") != trial.last_step:
-        before = {}
-    # The kernel does not say whom it killed. One that it killed since this trial began, and a dead worker: that one.
-    attempt = trial.system_attrs.get(ATTEMPT)
-    is_for_memory = attempt is not None and num_oom_kills() > attempt["oom_kills"]
-    return {
-        "milestone": trial.last_step,
-        "count": before.get("count", 0) + 1,
-        "memory": before.get("memory", 0) + is_for_memory,
-    }
-
-
-def was_killed_for_memory(trial: FrozenTrial) -> bool:
-    """Whether the kernel killed a worker of this trial for memory since its last milestone."""
-    deaths = trial.system_attrs.get(DEATHS, {})
-    return bool(deaths.get("memory")) and deaths["milestone"] == trial.last_step
 
 
 def set_constraints(trial: optuna.Trial, violations: Mapping[str, float]) -> None:

@@ -16,7 +16,8 @@ from moesearch.config.trial import TrialConfig
 from moesearch.results.records import ATTEMPT, OUTCOME, REASON, WORKER
 from moesearch.search import faults
 from moesearch.search.assignments import next_assignment
-from moesearch.search.claims import MAX_MEMORY_DEATHS, Claims
+from moesearch.search.claims import Claims
+from moesearch.search.deaths import MAX_MEMORY_DEATHS
 from moesearch.search.faults import is_disk_full, num_oom_kills
 from moesearch.search.headroom import MemoryCheck, Room, host_room
 from moesearch.search.limits import collapse_reason
