@@ -1,6 +1,6 @@
 """Hours of a study: workers lease time ahead in slices, so that nobody who is killed has taken more than was there.
 
-docs/decisions/0011-study-budgets.md weighs it.
+docs/decisions/0012-study-budgets.md weighs it.
 """
 
 from __future__ import annotations

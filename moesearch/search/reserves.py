@@ -1,6 +1,6 @@
 """Budgets of a whole study beside its number of trials: FLOPs by reservation in the store; hours are in leases.py.
 
-docs/decisions/0011-study-budgets.md says why neither is overspent, whoever works on the study and whoever is killed.
+docs/decisions/0012-study-budgets.md says why neither is overspent, whoever works on the study and whoever is killed.
 """
 
 from __future__ import annotations
