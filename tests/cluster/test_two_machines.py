@@ -39,6 +39,7 @@ def test_two_machines_share_one_study_and_come_to_one_verdict(
         (tmp_path / name).mkdir()
         (tmp_path / name / "tiny.yaml").write_text(STUDY.format(text=tmp_path / "text.txt"))
         command = [sys.executable, "-m", "moesearch.run", "tiny.yaml", "--json", "--workers", "1"]
+        command += ["--set", "control=none", "--set", "confirm.lr_search=false"]
         command += ["--storage", store, "--files", (tmp_path / "shared").as_uri()]
         machines.append(
             subprocess.Popen(
