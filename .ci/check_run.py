@@ -12,6 +12,7 @@ import optuna
 from mlflow.tracking import MlflowClient
 
 from moesearch.config.loader import load_trial
+from moesearch.results.study import read_study
 from moesearch.search.storage import open_storage
 
 
@@ -28,13 +29,11 @@ def main() -> int:
         if not fact:
             problems.append(otherwise)
 
-    study = optuna.load_study(study_name=args.study, storage=open_storage(f"sqlite:///{args.runs / 'optuna.db'}"))
-    finished = [
-        trial
-        for trial in study.trials
-        if trial.state.is_finished() and trial.user_attrs.get("outcome") in ("complete", "pruned")
-    ]
-    check(len(finished) == args.trials, f"the store holds {len(finished)} finished trials, not {args.trials}")
+    storage = open_storage(f"sqlite:///{args.runs / 'optuna.db'}")
+    study = optuna.load_study(study_name=args.study, storage=storage)
+    # A trial that was stopped at a rung and continued later is two in Optuna's store, and one that counts.
+    num_finished = read_study(storage, args.study).num_finished
+    check(num_finished == args.trials, f"the store holds {num_finished} finished trials, not {args.trials}")
     running = [trial.number for trial in study.trials if trial.state == optuna.trial.TrialState.RUNNING]
     check(not running, f"trials left RUNNING: {running}")
     check(0 < study.best_value < 4, f"best val_loss {study.best_value} is no loss of a trained model")
@@ -59,7 +58,7 @@ def main() -> int:
 
     for problem in problems:
         print(problem, file=sys.stderr)
-    print(f"main job: {len(finished)} trials, best val_loss {study.best_value:.4f}, report in {folder}")
+    print(f"main job: {num_finished} trials, best val_loss {study.best_value:.4f}, report in {folder}")
     return 1 if problems else 0
 
 
