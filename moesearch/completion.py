@@ -52,6 +52,7 @@ def _complete(action: argparse.Action) -> None:
 
     if action.metavar == "FIELD":
         action.choices = [facts.path for facts in all_fields()]
+    # shtab reads `complete`, which argparse's actions do not declare.
     elif action.metavar in ("DIR", "FOLDER"):
         action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
     elif action.type is Path or action.metavar in ("STUDY", "CONFIG.yaml"):

@@ -28,15 +28,15 @@ class FinalView:
     """This run in MLflow: whatever goes wrong there costs the view, never the run."""
 
     def __init__(self, out: Path, runs: Path, config: TrialConfig, tokens: TokenData) -> None:
+        from moesearch.config.flat import flatten
         from moesearch.tracking.database import default_tracking_uri, prepare
-        from moesearch.tracking.labels import flat_params
         from moesearch.tracking.mlflow import MLflowTracker
 
         self._out = out
         self._tracker: MLflowTracker | None = None
         self._run_id = ""
         uri = default_tracking_uri(runs)
-        params = {**flat_params(config.model_dump(mode="json")), "corpus_sha256": tokens.corpus_sha256}
+        params = {**flatten(config.model_dump(mode="json")), "corpus_sha256": tokens.corpus_sha256}
         try:
             prepare(uri)
             self._tracker = MLflowTracker(uri, EXPERIMENT, runs / "artifacts" / EXPERIMENT)

@@ -49,7 +49,7 @@ class ServerProcess:
         self.server = server
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         # A session of its own: Ctrl-C reaches the command alone, which then ends the server with all its children.
-        self._process = subprocess.Popen(  # noqa: S603  # nosec B603
+        self._process = subprocess.Popen(  # noqa: S603  # nosec B603: our own commands, no shell
             server.command,
             env={**os.environ, **server.environment},
             stdin=subprocess.DEVNULL,

@@ -65,14 +65,14 @@ def state_of(study: StudyOverview) -> State:
 
 def _is_over(study: StudyOverview) -> bool:
     """Whether the command that has not said its end is known to be gone."""
-    from moesearch.search.claims import is_dead_here
+    from moesearch.search.worker_names import is_dead_here
 
     return bool(study.running) or bool(study.open_session and is_dead_here(study.open_session))
 
 
 def health_of(trial: RunningTrial) -> Health:
     """Whether the trial's worker lives. Of other hosts only its signs of life are known."""
-    from moesearch.search.claims import is_dead_here
+    from moesearch.search.worker_names import is_dead_here
 
     if trial.worker and is_dead_here(trial.worker):
         return "dead"

@@ -17,25 +17,11 @@ import pytest
 from moesearch.config.loader import load_trial
 from moesearch.servers import free_port
 from moesearch.tracking.labels import charts_route
+from tests.test_run import STUDY
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright here; pip install -e .[dev] brings it")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (Debian: apt install chromium)")
-
-STUDY = """\
-name: tiny
-num_trials: 4
-base:
-  model: {{ width: 8, num_layers: 1, num_heads: 2, context: 8 }}
-  data: {{ text: {text}, batch_size: 4 }}
-  budget: {{ steps: 8, milestones: 2 }}
-search:
-  moe.num_experts: {{ type: categorical, choices: [2, 4] }}
-  moe.top_k: {{ type: categorical, choices: [1, 2] }}
-enqueue:
-  - {{ moe.num_experts: 4, moe.top_k: 2 }}
-confirm: {{ top: 2, seeds: 2, lr_search: false }}
-"""
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +43,8 @@ def run(folder: Path) -> dict[str, Any]:
 
 def _run(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     places = ["--runs", str(folder / "runs"), "--reports", str(folder / "reports")]
-    command = [sys.executable, "-m", "moesearch.run", str(folder / "tiny.yaml"), *places, *flags]
+    changes = ["--trials", "4", "--set", "confirm.top=2", "--set", "confirm.lr_search=false"]
+    command = [sys.executable, "-m", "moesearch.run", str(folder / "tiny.yaml"), *changes, *places, *flags]
     return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 

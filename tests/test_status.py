@@ -16,8 +16,8 @@ from moesearch import status
 from moesearch.errors import StoreError
 from moesearch.results import records
 from moesearch.results.overview import read_overview
-from moesearch.search.claims import host_name, worker_name
 from moesearch.search.storage import open_storage
+from moesearch.search.worker_names import host_name, worker_name
 from tests.results.stores import BASE_PARAMS, LEADERS, STARTED, StoreBuilder, finished_study, study_config
 
 DEAD_WORKER = f"{host_name()}:999999999:1.00"

@@ -20,6 +20,19 @@ RouterQuantity = Literal[
 
 ROUTER_QUANTITIES: tuple[RouterQuantity, ...] = get_args(RouterQuantity)
 
+CURVE_FIELDS = (
+    "milestone",
+    "step",
+    "tokens",
+    "active_flops",
+    "train_loss",
+    "val_loss",
+    "val_bpb",
+    "train_seconds",
+    "eval_seconds",
+)
+"""What a curve says of each milestone beside router health, wherever it is written: fields of EvalPoint."""
+
 Size = Literal["active_params", "total_params", "flops_per_token"]
 """What follows from a configuration, before any training."""
 SIZES: tuple[Size, ...] = get_args(Size)

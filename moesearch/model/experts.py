@@ -12,14 +12,13 @@ from itertools import pairwise
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from moesearch.config.moe import Activation
-from moesearch.config.shape import first_map_outputs
 from moesearch.model.activations import activate, activate_rows, activation_gradient
-from moesearch.model.feed_forward import feed_forward
-from moesearch.model.layers import full_precision, parameter_dtype
+from moesearch.model.feed_forward import FeedForwardWeights
+from moesearch.model.layers import full_precision
 from moesearch.model.products import RowBackend, RowProduct, lay_out, sum_bags
 from moesearch.model.randomness import DropoutRates, LayerRandomness, Place
 from moesearch.model.routers import Routing
@@ -27,10 +26,10 @@ from moesearch.model.routers import Routing
 ExpertBackend = Literal["loop"] | RowBackend
 
 
-class PackedExperts(nn.Module):
+class PackedExperts(FeedForwardWeights):
     """The experts of all lanes, linear - activation - linear - dropout, along one axis of groups.
 
-    A lane's groups are neighbours. Weights are stored input first, biases are (G, outputs).
+    A lane's groups are neighbours.
     """
 
     def __init__(
@@ -45,27 +44,17 @@ class PackedExperts(nn.Module):
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        super().__init__()
-        self.dtype = dtype
-        self.activation = activation
-        self.dropout = dropout
+        super().__init__(num_groups, width, hidden, activation, dropout, device=device, dtype=dtype)
         self.backend = backend
-        empty = torch.empty(0, device=device, dtype=parameter_dtype(dtype))
-        inputs = first_map_outputs(activation, hidden)
-        self.weight_in = nn.Parameter(empty.new_empty(num_groups, width, inputs))
-        self.bias_in = nn.Parameter(empty.new_empty(num_groups, inputs))
-        self.weight_out = nn.Parameter(empty.new_empty(num_groups, hidden, width))
-        self.bias_out = nn.Parameter(empty.new_empty(num_groups, width))
 
     def forward(self, x_RNC: Tensor, routing: Routing | None, randomness: LayerRandomness | None) -> Tensor:
         """Sum over each token's experts, weighted by the gates; (R, N, C) in full precision.
 
         Without a routing each lane has one group, which all of its tokens pass through.
         """
-        parameters = [p.to(self.dtype) for p in (self.weight_in, self.bias_in, self.weight_out, self.bias_out)]
         if routing is None:
-            out_RNC = feed_forward(x_RNC.to(self.dtype), parameters, self.activation)
-            return self.dropout.apply(out_RNC, randomness, Place.EXPERT_OUTPUT)
+            return self.dense(x_RNC, randomness, Place.EXPERT_OUTPUT)
+        parameters = self.parameters_in_dtype()
         x_NC = x_RNC.flatten(0, 1).to(self.dtype)
         gates_S = routing.gates_S()
         keys_S = None
@@ -79,6 +68,7 @@ class PackedExperts(nn.Module):
             return expert_loop(x_NC, gates_S, parameters, self.activation, mask_SC, routing).view(x_RNC.shape)
         product = lay_out(self.backend, routing)
         mask_PC = self._mask(routing, keys_S, product.slot_P)
+        # torch declares no types for `apply`.
         y_NC: Tensor = _ExpertRows.apply(x_NC, gates_S, *parameters, self.activation, mask_PC, product, routing)  # type: ignore[no-untyped-call]
         return y_NC.view(x_RNC.shape)
 

@@ -1,6 +1,7 @@
 """Feed-forward layers that every token of a lane passes through: dense layers and shared experts.
 
-Shapes:  R lanes   N tokens of a lane   C model width   F hidden width   I outputs of the first map (activations.py)
+Shapes:  R lanes   N tokens of a lane   G groups   C model width   F hidden width
+         I outputs of the first map (activations.py)
 """
 
 from __future__ import annotations
@@ -17,8 +18,43 @@ from moesearch.model.layers import full_precision, parameter_dtype
 from moesearch.model.randomness import DropoutRates, LayerRandomness, Place
 
 
-class LaneFeedForward(nn.Module):
-    """Linear - activation - linear - dropout of each lane; weights are stored input first, biases are (R, outputs)."""
+class FeedForwardWeights(nn.Module):
+    """Abstract: weights of linear - activation - linear for G groups; stored input first, biases are (G, outputs)."""
+
+    def __init__(
+        self,
+        num_groups: int,
+        width: int,
+        hidden: int,
+        activation: Activation,
+        dropout: DropoutRates,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.activation = activation
+        self.dropout = dropout
+        empty = torch.empty(0, device=device, dtype=parameter_dtype(dtype))
+        inputs = first_map_outputs(activation, hidden)
+        self.weight_in = nn.Parameter(empty.new_empty(num_groups, width, inputs))
+        self.bias_in = nn.Parameter(empty.new_empty(num_groups, inputs))
+        self.weight_out = nn.Parameter(empty.new_empty(num_groups, hidden, width))
+        self.bias_out = nn.Parameter(empty.new_empty(num_groups, width))
+
+    def parameters_in_dtype(self) -> list[Tensor]:
+        """Weight and bias of the first map, then of the second, as the products take them."""
+        return [p.to(self.dtype) for p in (self.weight_in, self.bias_in, self.weight_out, self.bias_out)]
+
+    def dense(self, x_RNC: Tensor, randomness: LayerRandomness | None, place: Place) -> Tensor:
+        """All tokens of lane r through group r, with dropout; (R, N, C) in full precision."""
+        out_RNC = feed_forward(x_RNC.to(self.dtype), self.parameters_in_dtype(), self.activation)
+        return self.dropout.apply(out_RNC, randomness, place)
+
+
+class LaneFeedForward(FeedForwardWeights):
+    """Linear - activation - linear - dropout of each lane."""
 
     def __init__(
         self,
@@ -32,23 +68,12 @@ class LaneFeedForward(nn.Module):
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        super().__init__()
-        self.dtype = dtype
-        self.activation = activation
-        self.dropout = dropout
+        super().__init__(num_lanes, width, hidden, activation, dropout, device=device, dtype=dtype)
         self.place = place
-        empty = torch.empty(0, device=device, dtype=parameter_dtype(dtype))
-        inputs = first_map_outputs(activation, hidden)
-        self.weight_in = nn.Parameter(empty.new_empty(num_lanes, width, inputs))
-        self.bias_in = nn.Parameter(empty.new_empty(num_lanes, inputs))
-        self.weight_out = nn.Parameter(empty.new_empty(num_lanes, hidden, width))
-        self.bias_out = nn.Parameter(empty.new_empty(num_lanes, width))
 
     def forward(self, x_RNC: Tensor, randomness: LayerRandomness | None) -> Tensor:
         """(R, N, C) in full precision."""
-        parameters = [p.to(self.dtype) for p in (self.weight_in, self.bias_in, self.weight_out, self.bias_out)]
-        out_RNC = feed_forward(x_RNC.to(self.dtype), parameters, self.activation)
-        return self.dropout.apply(out_RNC, randomness, self.place)
+        return self.dense(x_RNC, randomness, self.place)
 
 
 def feed_forward(x_RNC: Tensor, parameters: Sequence[Tensor], activation: Activation) -> Tensor:

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from moesearch.config.flat import flatten
+from moesearch.config.study import StudyConfig
 from moesearch.results.compute import compute_spent
 from moesearch.results.study import StudyResults
 from moesearch.results.verdict import CONFIDENCE
@@ -157,18 +159,17 @@ def _obstacles(studies: Sequence[StudyResults]) -> Iterator[str]:
 
 
 def _settings(studies: Sequence[StudyResults]) -> dict[str, tuple[str, ...]]:
-    flat = [dict(_leaves(results.config.model_dump(mode="json", include=set(_SETTINGS)), "")) for results in studies]
+    flat = [_texts(results.config) for results in studies]
     paths = dict.fromkeys(path for values in flat for path in values)
     rows = {path: tuple(values.get(path, "") for values in flat) for path in paths}
     return {path: row for path, row in rows.items() if len(set(row)) > 1}
 
 
-def _leaves(value: object, path: str) -> Iterator[tuple[str, str]]:
-    match value:
-        case {"type": "categorical", "choices": list(choices)}:
-            yield path, ", ".join(map(str, choices))
-        case dict():
-            for name, part in value.items():
-                yield from _leaves(part, f"{path}.{name}" if path else str(name))
-        case _:
-            yield path, "" if value is None else str(value)
+def _texts(config: StudyConfig) -> dict[str, str]:
+    """What a study file says, by dotted paths; the choices of a knob in one text."""
+    values = config.model_dump(mode="json", include=set(_SETTINGS))
+    values["search"] = {
+        path: ", ".join(map(str, knob["choices"])) if knob["type"] == "categorical" else knob
+        for path, knob in values["search"].items()
+    }
+    return {path: "" if value is None else str(value) for path, value in flatten(values).items()}

@@ -11,21 +11,10 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.labels import config_label
-from moesearch.config.quantities import ROUTER_QUANTITIES, Loss, curve_of
+from moesearch.config.quantities import CURVE_FIELDS, ROUTER_QUANTITIES, Loss, curve_of
 from moesearch.results import records
 from moesearch.results.continuations import one_record_each
 
-CURVE_FIELDS = (
-    "milestone",
-    "step",
-    "tokens",
-    "active_flops",
-    "train_loss",
-    "val_loss",
-    "val_bpb",
-    "train_seconds",
-    "eval_seconds",
-)
 CURVE_COLUMNS = ("number", *CURVE_FIELDS, *ROUTER_QUANTITIES)
 
 # Columns of a trial before and after its knobs; each knob is a column under its dotted path.

@@ -21,10 +21,10 @@ from pydantic import ValidationError
 
 from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob
 from moesearch.config.labels import config_label
+from moesearch.config.quantities import CURVE_FIELDS
 from moesearch.config.resolve import resolve
 from moesearch.config.study import StudyConfig
 from moesearch.errors import InfeasibleError, InputError
-from moesearch.results.frames import CURVE_FIELDS
 from moesearch.results.statistics import pooled_deviation
 from moesearch.results.study import StudyResults
 

@@ -7,8 +7,6 @@ trials before it as the budget has.
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-import psutil
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState
@@ -44,37 +41,9 @@ from moesearch.search.memory import Store
 from moesearch.search.pruning import halving_in
 from moesearch.search.reserves import Limits, lost_milestones
 from moesearch.search.storage import locks_all_workers
+from moesearch.search.worker_names import is_dead_here
 
-_PID_NAMESPACE_OF_HOSTS = 0xEFFFFFFC
-"""A constant of Linux (PROC_PID_INIT_INO): the number of the namespace that every host begins with."""
 _COPIED_NOT = (WORKER, OUTCOME, REASON)
-
-
-def host_name() -> str:
-    """Names this host, and the container on it: in another one, the same process id is another process."""
-    try:
-        namespace = os.stat("/proc/self/ns/pid").st_ino
-    except OSError:  # no Linux, no containers
-        namespace = _PID_NAMESPACE_OF_HOSTS
-    return socket.gethostname() + (f"-{namespace}" if namespace != _PID_NAMESPACE_OF_HOSTS else "")
-
-
-def worker_name(process_id: int | None = None) -> str:
-    """Names a process of this host, by default this one, for good: a pid alone may be given to another process."""
-    process = psutil.Process(process_id)
-    return f"{host_name()}:{process.pid}:{process.create_time():.2f}"
-
-
-def is_dead_here(worker: str) -> bool:
-    """Whether the worker was a process of this host and is no more. Of other hosts nothing is known: False."""
-    host, pid, started = worker.rsplit(":", 2)
-    if host != host_name():
-        return False
-    try:
-        process = psutil.Process(int(pid))
-        return f"{process.create_time():.2f}" != started or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def fixed_params(trial: FrozenTrial) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import subprocess  # nosec B404
+import subprocess  # nosec B404: our own commands, no shell
 import sys
 import time
 from collections.abc import Collection, Sequence
@@ -16,9 +16,9 @@ from typing import Protocol, Self
 
 from moesearch.cli import EXIT_USER_ERROR
 from moesearch.errors import InputError, MoesearchError
-from moesearch.search.claims import worker_name
 from moesearch.search.machine import Placement
 from moesearch.search.order import ERROR_MARK, EXIT_NO_ROOM, WorkOrder
+from moesearch.search.worker_names import worker_name
 
 POLL_SECONDS = 0.1
 MAX_RESTARTS = 5
@@ -249,7 +249,7 @@ class Crew:
 
     def _start(self, slot: _Slot) -> None:
         with slot.log.open("ab") as log:
-            process = subprocess.Popen(  # noqa: S603  # nosec B603
+            process = subprocess.Popen(  # noqa: S603  # nosec B603: our own command, no shell
                 self._command,
                 stdin=subprocess.PIPE,
                 stdout=log,

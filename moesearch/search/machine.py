@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import subprocess  # nosec B404
+import subprocess  # nosec B404: our own commands, no shell
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,7 +83,9 @@ def _visible_gpus() -> tuple[str, ...]:
         return ()
     # torch is asked, since only it knows whether its build can use them; in a child, since importing it takes seconds.
     command = [sys.executable, "-c", _COUNT_GPUS]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # nosec B603
+    done = subprocess.run(  # noqa: S603  # nosec B603: our own command, no shell
+        command, capture_output=True, text=True, check=False
+    )
     count = int(done.stdout) if done.returncode == 0 else 0
     return gpu_names(count, os.environ.get("CUDA_VISIBLE_DEVICES"))
 

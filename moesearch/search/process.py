@@ -35,7 +35,7 @@ from moesearch.results.records import (
     confirm_study_name,
 )
 from moesearch.search.checkpoint_files import checkpoints_at, is_url
-from moesearch.search.claims import requeue_stale, worker_name
+from moesearch.search.claims import requeue_stale
 from moesearch.search.confirm import plan_confirmation, queue_due_runs
 from moesearch.search.disk import DiskCap, losers_first
 from moesearch.search.faults import is_disk_full
@@ -47,6 +47,7 @@ from moesearch.search.storage import open_storage, store_lock
 from moesearch.search.study import join_study, open_claims
 from moesearch.search.view import RunView
 from moesearch.search.worker import run_worker
+from moesearch.search.worker_names import worker_name
 from moesearch.tracking.mlflow import MLflowTracker, prepare
 
 if TYPE_CHECKING:

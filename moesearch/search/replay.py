@@ -21,13 +21,14 @@ from moesearch.config.resolve import derive_seed
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.results.table import Curve, CurveTable
-from moesearch.search.claims import Claims, worker_name
+from moesearch.search.claims import Claims
 from moesearch.search.job import Job
 from moesearch.search.memory import MemoryCheckpoints, MemoryStorage
 from moesearch.search.pruning import make_pruner
 from moesearch.search.suggest import make_sampler
 from moesearch.search.view import RunView
 from moesearch.search.worker import run_worker
+from moesearch.search.worker_names import worker_name
 from moesearch.training.points import EvalPoint
 
 Unit = Literal["active_flops", "tokens"]

@@ -12,11 +12,12 @@ from optuna.storages import RDBStorage
 from optuna.trial import TrialState
 from pydantic import ValidationError
 
+from moesearch.config.flat import flatten
 from moesearch.config.quantities import RAISED
 from moesearch.config.study import StudyConfig
 from moesearch.errors import InputError
 from moesearch.results.records import STUDY_CONFIG, WORKER, confirm_study_name
-from moesearch.search.claims import Claims, is_dead_here, worker_name
+from moesearch.search.claims import Claims
 from moesearch.search.endings import why_ended
 from moesearch.search.leases import time_account
 from moesearch.search.pruning import make_pruner
@@ -25,6 +26,7 @@ from moesearch.search.storage import store_lock
 from moesearch.search.suggest import make_sampler
 from moesearch.search.transfer import earlier_results, note_transfer
 from moesearch.search.widening import is_widened, widen
+from moesearch.search.worker_names import is_dead_here, worker_name
 
 MAY_CHANGE = ("num_trials", "limits", "stop", "transfer_from", "run", "confirm", "control")
 """Parts of a study file that may change between runs: they decide how much is done, not what is compared."""
@@ -159,15 +161,7 @@ def _comparable(values: Mapping[str, Any]) -> dict[str, Any]:
     """What decides a study's results, flat; a default that a later version added counts as written."""
     if (known := _known(values)) is not None:
         values = known.model_dump(mode="json")
-    return dict(_leaves({name: value for name, value in values.items() if name not in MAY_CHANGE}, ""))
-
-
-def _leaves(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
+    return flatten({name: value for name, value in values.items() if name not in MAY_CHANGE})
 
 
 def _differences(stored: Mapping[str, Any], given: Mapping[str, Any]) -> Iterator[str]:

@@ -10,7 +10,7 @@ import logging
 import platform
 import signal
 import socket
-import subprocess  # nosec B404
+import subprocess  # nosec B404: our own commands, no shell
 import sys
 import time
 import uuid
@@ -30,7 +30,7 @@ from moesearch.results.records import CORPUS_FACTS, SEARCH_END, SESSION_PREFIX, 
 from moesearch.results.verdict import OpenedTest, Verdict
 from moesearch.search.assignments import finish
 from moesearch.search.checkpoint_files import checkpoints_at
-from moesearch.search.claims import Claims, requeue_stale, worker_name
+from moesearch.search.claims import Claims, requeue_stale
 from moesearch.search.confirm import new_opening, plan_confirmation, settle_verdict
 from moesearch.search.crew import Workers
 from moesearch.search.faults import is_disk_full
@@ -40,6 +40,7 @@ from moesearch.search.order import WorkOrder
 from moesearch.search.progress import Progress, hopeless
 from moesearch.search.storage import closing_store, open_storage, store_lock
 from moesearch.search.study import open_claims, open_study
+from moesearch.search.worker_names import worker_name
 from moesearch.tracking.mlflow import MLflowTracker, prepare
 
 SHOW_SECONDS = 1.0

@@ -10,12 +10,13 @@ from typing import Literal, Protocol, cast
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
+from moesearch.config.flat import flatten
 from moesearch.errors import TrackingError
 from moesearch.results.continuations import one_record_each
 from moesearch.results.records import MLFLOW_RUN_ID, OUTCOME, Outcome
 from moesearch.search.assignments import Assignment
 from moesearch.search.claims import fenced
-from moesearch.tracking.labels import Phase, flat_params, milestone_metrics, run_name, trial_tags
+from moesearch.tracking.labels import Phase, milestone_metrics, run_name, trial_tags
 from moesearch.tracking.mlflow import MLflowTracker, RunStatus, run_status
 from moesearch.training.points import EvalPoint
 
@@ -56,7 +57,7 @@ class RunView:
                 tracker.resume_run(run_id)
             else:
                 name = run_name(trial.params, trial.number)
-                params = {**flat_params(assignment.config.model_dump(mode="json")), **facts}
+                params = {**flatten(assignment.config.model_dump(mode="json")), **facts}
                 run_id = tracker.start_run(name, params, self._tags(assignment))
                 tracker.log_dataset(run_id, *self._corpus)
                 with fenced(trial):

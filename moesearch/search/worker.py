@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from threading import Event
@@ -25,24 +24,19 @@ from moesearch.results.records import (
     TRAIN_SECONDS,
     Outcome,
 )
-from moesearch.search.assignments import Assignment, checkpoint_key, finish, next_assignment, reported_point
+from moesearch.search.admission import admission
+from moesearch.search.assignments import Assignment, checkpoint_key, finish, next_assignment
 from moesearch.search.claims import fenced
 from moesearch.search.crowd import Crowd
 from moesearch.search.families import Visit, shape_fields, shape_knobs
 from moesearch.search.faults import is_device_lost, is_disk_full, is_out_of_memory
 from moesearch.search.heartbeat import Heartbeat
 from moesearch.search.job import Job
-from moesearch.search.limits import collapse_reason, time_out_reason
-from moesearch.search.objectives import (
-    Facts,
-    broken_constraints,
-    health_violations,
-    objective_values,
-    size_violations,
-    violations,
-)
+from moesearch.search.limits import time_out_reason
+from moesearch.search.objectives import Facts, broken_constraints, size_violations
+from moesearch.search.outcomes import Ending, ending_at
 from moesearch.search.progress import FAILURES_PER_SUCCESS, hopeless
-from moesearch.search.pruning import halving_in, should_prune
+from moesearch.search.pruning import halving_in
 from moesearch.search.seams import Checkpoint, Checkpoints, Trainer
 from moesearch.training.points import EvalPoint
 
@@ -97,7 +91,6 @@ class _Worker:
         self.checkpoint_seconds = 0.0
         """What writing the last checkpoint took; the first one shows it."""
         self.halving = halving_in(self.study)
-        self.constraints = job.config.parsed_constraints
         self.crowd = Crowd(len(trainer.free_lanes))
         self.visit = self._new_visit()
 
@@ -128,30 +121,30 @@ class _Worker:
 
     def _may_start(self, assignment: Assignment) -> bool:
         """Whether a trial can train here and now. If not, it is back in the queue, or has ended for want of memory."""
-        shortage = None if self.job.memory is None else self.job.memory.shortage(assignment.config)
-        if shortage is not None and not (shortage.may_end and (self.runs or self._others_train(assignment))):
-            with suppress(LostTrialError):
-                self._refuse(assignment, str(shortage))
-            return False
-        is_crowded = bool(self.runs) and assignment.must_be_alone
-        if shortage is not None or is_crowded or not self.visit.admits(assignment.config):
-            self.visit.is_over = True
-            with suppress(LostTrialError):
+        found = admission(self.job, assignment, self.visit, has_company=bool(self.runs))
+        if found == "now":
+            if assignment.must_be_alone:
+                self.crowd.isolate()
+            return True
+        with suppress(LostTrialError):
+            if isinstance(found, Ending):
+                self.job.view.begin(assignment, self.job.facts(assignment.config))
+                self._finish(assignment, found)
+            else:
+                self.visit.is_over = True
                 self.claims.give_back(assignment.trial)  # it is first in the queue, for whoever has empty lanes first
-            return False
-        if assignment.must_be_alone:
-            self.crowd.isolate()
-        return True
+        return False
 
-    def _refuse(self, assignment: Assignment, shortage: str) -> None:
-        self.job.view.begin(assignment, self.job.facts(assignment.config))
-        state = finish(self.study, assignment.trial, "out_of_memory", reason=shortage)
-        self.job.view.end(assignment, state, "out_of_memory")
-
-    def _others_train(self, assignment: Assignment) -> bool:
-        """Whether trials are in training whose end would free memory."""
-        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return any(trial.number != assignment.trial.number for trial in running)
+    def _finish(self, assignment: Assignment, ending: Ending) -> None:
+        state = finish(
+            self.study,
+            assignment.trial,
+            ending.outcome,
+            values=ending.values,
+            violations=ending.violations,
+            reason=ending.reason,
+        )
+        self.job.view.end(assignment, state, ending.outcome)
 
     def _queues_more(self) -> bool:
         return self.job.queue_more is not None and self.job.queue_more()
@@ -177,8 +170,8 @@ class _Worker:
                 for name, value in facts.items():
                     trial.set_user_attr(name, value)
             self.job.view.begin(assignment, facts)
-            if broken := broken_constraints(size_violations(self.constraints, facts)):
-                self._tell(lane, "infeasible", reason=broken)
+            if broken := broken_constraints(size_violations(self.job.config.parsed_constraints, facts)):
+                self._tell(lane, Ending("infeasible", broken))
                 return
             # An earlier worker may have died between its last report and what follows from it ...
             if assignment.last_point is not None and self._ends_at(lane, assignment.last_point):
@@ -231,7 +224,7 @@ class _Worker:
         """End what has taken too long; its neighbours stand between two steps, and train on."""
         for lane in self._overdue_lanes():
             try:
-                self._tell(lane, "timed_out", reason=time_out_reason(self.job.config.run))
+                self._tell(lane, Ending("timed_out", time_out_reason(self.job.config.run)))
             except LostTrialError as error:
                 self._drop(lane, error)
 
@@ -242,7 +235,8 @@ class _Worker:
         """Take down a milestone, its checkpoint first: what was reported is never trained again."""
         try:
             if point.is_diverged:
-                self._end(lane, point, "diverged", reason=f"a loss or gradient was not finite by step {point.step}")
+                reason = f"a loss or gradient was not finite by step {point.step}"
+                self._end(lane, point, Ending("diverged", reason))
             else:
                 self._save_if_due(lane, point)
                 self._write_down(lane, point)
@@ -270,28 +264,10 @@ class _Worker:
     def _ends_at(self, lane: int, point: EvalPoint) -> bool:
         """End the trial if this milestone, which was reported, is its last."""
         run = self.runs[lane]
-        if point.is_last:
-            found = violations(self.constraints, point, run.facts)
-            values = objective_values(self.job.config.all_objectives, point, run.facts)
-            reason = broken_constraints(found) if values else "an objective cannot be measured: the trial has no router"
-            self._end(lane, point, "violated" if reason else "complete", values=values, violations=found, reason=reason)
-        elif self.claims.num_trials is not None and (collapse := collapse_reason(self.job.config.pruner, point)):
-            self._end(lane, point, "collapsed", reason=collapse)
-        elif self._is_sick_for_long(run, point):
-            found = health_violations(self.constraints, point)
-            self._end(lane, point, "violated", violations=found, reason=broken_constraints(found))
-        elif should_prune(run.assignment.trial):
-            self._end(lane, point, "pruned")
-        else:
-            return False
-        return True
-
-    def _is_sick_for_long(self, run: _Run, point: EvalPoint) -> bool:
-        """Whether router health violates a constraint now and did so a milestone before."""
-        if not broken_constraints(health_violations(self.constraints, point)) or point.milestone == 1:
-            return False
-        before = reported_point(self.claims.storage.get_trial(run.assignment.trial._trial_id), point.milestone - 1)
-        return bool(broken_constraints(health_violations(self.constraints, before)))
+        ending = ending_at(self.job, run.assignment, run.facts, point)
+        if ending is not None:
+            self._end(lane, point, ending)
+        return ending is not None
 
     def _save_if_due(self, lane: int, point: EvalPoint) -> None:
         """Checkpoints of all lanes cost a bounded part of the time, however short milestones and trials are."""
@@ -315,16 +291,7 @@ class _Worker:
         run.checkpoint_time = time.monotonic()
         self.checkpoint_seconds = run.checkpoint_time - started
 
-    def _end(
-        self,
-        lane: int,
-        point: EvalPoint,
-        outcome: Outcome,
-        *,
-        values: Sequence[float] | None = None,
-        violations: Mapping[str, float] | None = None,
-        reason: str | None = None,
-    ) -> None:
+    def _end(self, lane: int, point: EvalPoint, ending: Ending) -> None:
         assignment = self.runs[lane].assignment
         with fenced(assignment.trial):
             assignment.trial.set_user_attr(TRAIN_SECONDS, round(point.train_seconds, 3))
@@ -332,7 +299,7 @@ class _Worker:
             peak = None if self.job.peak_memory_bytes is None else self.job.peak_memory_bytes()
             if peak is not None:
                 assignment.trial.set_user_attr(PEAK_MEMORY_BYTES, peak)
-        self._tell(lane, outcome, values=values, violations=violations, reason=reason)
+        self._tell(lane, ending)
 
     def _find_culprit(self, error: Exception) -> None:
         """An error ends a trial only if that trains alone; several go back, to train in less company."""
@@ -353,24 +320,13 @@ class _Worker:
         outcome: Outcome = "out_of_memory" if is_out_of_memory(error) else "error"
         _logger.error("trial %d: %s", self.runs[lane].assignment.trial.number, outcome, exc_info=error)
         try:
-            self._tell(lane, outcome, reason=f"{type(error).__name__}: {error}")
+            self._tell(lane, Ending(outcome, f"{type(error).__name__}: {error}"))
         except LostTrialError as lost:
             self._drop(lane, lost)
 
-    def _tell(
-        self,
-        lane: int,
-        outcome: Outcome,
-        *,
-        values: Sequence[float] | None = None,
-        violations: Mapping[str, float] | None = None,
-        reason: str | None = None,
-    ) -> None:
-        assignment = self.runs[lane].assignment
-        state = finish(
-            self.study, assignment.trial, outcome, values=values, violations=violations, reason=reason or None
-        )
-        self.job.view.end(assignment, state, outcome)
+    def _tell(self, lane: int, ending: Ending) -> None:
+        assignment, outcome = self.runs[lane].assignment, ending.outcome
+        self._finish(assignment, ending)
         may_go_on = outcome == "pruned" and self.halving is not None
         if not may_go_on and not (self.job.keeps_checkpoints and outcome == "complete"):
             self.checkpoints.delete(assignment.checkpoint_key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from moesearch.config.labels import config_label
@@ -32,11 +32,6 @@ def trial_tags(
     return tags if outcome is None else {**tags, "outcome": outcome}
 
 
-def flat_params(config: Mapping[str, object]) -> dict[str, object]:
-    """A nested configuration as dotted paths: ``{"moe": {"top_k": 2}}`` becomes ``{"moe.top_k": 2}``."""
-    return dict(_leaves(config, ""))
-
-
 _CURVES = ("train_loss", "val_loss", "val_bpb", "tokens", "active_flops", "train_seconds")
 # By layers only what tells a sick layer from a healthy one: all would be eight charts a layer, and 10 ms a milestone.
 _BY_LAYER: tuple[RouterQuantity, ...] = ("load_entropy", "max_vio")
@@ -52,14 +47,6 @@ def milestone_metrics(point: Mapping[str, Any]) -> dict[str, float]:
     for index, layer in enumerate(health["layers"]):
         metrics |= {f"router by layer/{name} {index}": float(layer[name]) for name in _BY_LAYER}
     return metrics
-
-
-def _leaves(section: Mapping[str, object], prefix: str) -> Iterator[tuple[str, object]]:
-    for name, value in section.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def as_text(value: object) -> str:

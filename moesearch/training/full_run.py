@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -121,8 +122,7 @@ class FullRun:
         is_over = self.is_complete
         while not is_over and not self._agreed(should_stop()):
             due = time.monotonic() + CHECKPOINT_SECONDS
-            asks = lambda: self._agreed(should_stop() or time.monotonic() > due)  # noqa: B023, E731
-            reached = [point for _, point in self._trainer.advance(asks)]
+            reached = [point for _, point in self._trainer.advance(partial(self._is_to_pause, should_stop, due))]
             has_diverged = any(point.is_diverged for point in reached)
             if not has_diverged and (self._peers is None or self._peers.is_first):
                 checkpoint = self._trainer.checkpoint(0)
@@ -132,6 +132,10 @@ class FullRun:
                 save_checkpoint(checkpoint, self._checkpoints)
             is_over = self._agreed(has_diverged or self.is_complete)
             yield from reached
+
+    def _is_to_pause(self, should_stop: Callable[[], bool], due: float) -> bool:
+        """Whether to stop, or to write a checkpoint, which is due at that time."""
+        return self._agreed(should_stop() or time.monotonic() > due)
 
     def _agreed(self, flag: bool) -> bool:
         """What all processes go by: yes if one of them says so."""

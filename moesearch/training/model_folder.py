@@ -15,7 +15,7 @@ from torch import Tensor
 
 from moesearch.config.dumper import dump_yaml
 from moesearch.config.loader import load_trial
-from moesearch.config.quantities import ROUTER_QUANTITIES
+from moesearch.config.quantities import CURVE_FIELDS, ROUTER_QUANTITIES
 from moesearch.config.trial import TrialConfig
 from moesearch.data.tokenizers import Tokenizer, tokenizer_from_json
 from moesearch.errors import InputError
@@ -25,18 +25,7 @@ from moesearch.training.points import EvalPoint
 
 RESULT_FILES = ("model.safetensors", "config.yaml", "tokenizer.json", "curves.csv", "sample.txt", "README.md")
 
-_CURVE_COLUMNS = (
-    "milestone",
-    "step",
-    "tokens",
-    "active_flops",
-    "train_loss",
-    "val_loss",
-    "val_bpb",
-    "train_seconds",
-    "eval_seconds",
-    *ROUTER_QUANTITIES,
-)
+_CURVE_COLUMNS = (*CURVE_FIELDS, *ROUTER_QUANTITIES)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event
 from typing import Any
 
@@ -247,3 +248,14 @@ def work(
     checkpoints = JsonCheckpoints(folder / "checkpoints") if checkpoints is None else checkpoints
     run_worker(new_job(config, folder, **changes), trainer, checkpoints, stop or Event())
     return trainer
+
+
+@cache
+def searched_store(config_json: str) -> bytes:
+    """A SQLite file in which the search of a study is over; ``config_json`` is the study, which makes it cacheable."""
+    with TemporaryDirectory() as name:
+        config = StudyConfig.model_validate_json(config_json)
+        begin(config, Path(name))
+        work(config, Path(name))
+        storage_in(Path(name)).engine.dispose()
+        return (Path(name) / "optuna.db").read_bytes()

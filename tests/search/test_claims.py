@@ -17,8 +17,9 @@ from moesearch.errors import LostTrialError
 from moesearch.results.continuations import is_finished
 from moesearch.results.records import OUTCOME, REPLICATE, WORKER
 from moesearch.search.assignments import finish, next_assignment
-from moesearch.search.claims import Claims, fenced, host_name, is_dead_here, worker_name
+from moesearch.search.claims import Claims, fenced
 from moesearch.search.deaths import MAX_DEATHS
+from moesearch.search.worker_names import host_name, is_dead_here, worker_name
 from tests.search.processes import start
 from tests.search.stand_ins import TableTrainer, begin, new_job, study_config, work
 

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import optuna
@@ -17,7 +15,7 @@ from moesearch.results.records import CONFIG, FINGERPRINT, REPLICATE, SEED, conf
 from moesearch.results.verdict import OpenedTest
 from moesearch.search.confirm import plan_confirmation, settle_verdict
 from tests.search.processes import in_processes
-from tests.search.stand_ins import TableTrainer, begin, storage_in, study_config, url_of, work
+from tests.search.stand_ins import TableTrainer, begin, searched_store, storage_in, study_config, url_of, work
 
 pytestmark = pytest.mark.usefixtures("every_store")
 
@@ -25,20 +23,9 @@ BASELINE = {"moe.num_experts": 4, "moe.top_k": 4, "moe.noise": True}  # the wors
 CONFIG_OF_STUDY = study_config(num_trials=10, enqueue=(BASELINE,), confirm={"top": 3, "seeds": 2, "lr_search": False})
 
 
-@cache
-def _searched_store(config_json: str) -> bytes:
-    """A store in which the search is over."""
-    with TemporaryDirectory() as name:
-        config = StudyConfig.model_validate_json(config_json)
-        begin(config, Path(name))
-        work(config, Path(name))
-        storage_in(Path(name)).engine.dispose()
-        return (Path(name) / "optuna.db").read_bytes()
-
-
 def _searched(folder: Path, config: StudyConfig = CONFIG_OF_STUDY) -> RDBStorage:
     if url_of(folder).startswith("sqlite"):
-        (folder / "optuna.db").write_bytes(_searched_store(config.model_dump_json()))
+        (folder / "optuna.db").write_bytes(searched_store(config.model_dump_json()))
     else:
         begin(config, folder)
         work(config, folder)

@@ -14,22 +14,19 @@ from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.results.records import CONFIG, CONTROL, RATE, SEED, confirm_study_name
 from moesearch.results.verdict import Verdict
-from moesearch.search.claims import host_name
 from moesearch.search.confirm import plan_confirmation, settle_verdict
-from tests.search.stand_ins import TableCheckpoint, TableTrainer, begin, curve, storage_in, study_config, work
+from moesearch.search.worker_names import host_name
+from tests.search.stand_ins import (
+    TableCheckpoint,
+    TableTrainer,
+    curve,
+    searched_store,
+    storage_in,
+    study_config,
+    work,
+)
 
 BASELINE = {"moe.num_experts": 4, "moe.top_k": 4, "moe.noise": True}  # the worst point of the table
-
-
-@cache
-def _searched_store(config_json: str) -> bytes:
-    """A store in which the search is over."""
-    with TemporaryDirectory() as name:
-        config = StudyConfig.model_validate_json(config_json)
-        begin(config, Path(name))
-        work(config, Path(name))
-        storage_in(Path(name)).engine.dispose()
-        return (Path(name) / "optuna.db").read_bytes()
 
 
 def _loss_by_rate(config: TrialConfig) -> list[float]:
@@ -44,7 +41,7 @@ STUDY = study_config(
 
 
 def _searched(folder: Path, config: StudyConfig = STUDY) -> None:
-    (folder / "optuna.db").write_bytes(_searched_store(config.model_dump_json()))
+    (folder / "optuna.db").write_bytes(searched_store(config.model_dump_json()))
 
 
 def _confirmed_at(trials: list[FrozenTrial]) -> dict[int, set[float]]:

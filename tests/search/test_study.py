@@ -9,10 +9,10 @@ import pytest
 from moesearch.config.study import StudyConfig
 from moesearch.errors import InputError
 from moesearch.results.records import STUDY_CONFIG, confirm_study_name
-from moesearch.search.claims import worker_name
 from moesearch.search.disk import DiskCheckpoints
 from moesearch.search.pruning import make_pruner
 from moesearch.search.study import open_study
+from moesearch.search.worker_names import worker_name
 from tests.search.stand_ins import begin, new_job, storage_in, study_config, work
 
 pytestmark = pytest.mark.usefixtures("every_store")

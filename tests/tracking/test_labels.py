@@ -8,7 +8,6 @@ import pytest
 from moesearch.config.quantities import ROUTER_QUANTITIES
 from moesearch.tracking.labels import (
     as_text,
-    flat_params,
     milestone_metrics,
     run_name,
     trial_tags,
@@ -19,14 +18,6 @@ from moesearch.training.points import LayerHealth, RouterHealth
 def test_a_run_is_named_by_its_knobs_and_its_number() -> None:
     params = {"moe.num_experts": 16, "moe.top_k": 2, "moe.init": "xavier_normal", "moe.noise": False}
     assert run_name(params, 12) == "E16 k2 xavier noise-off #12"
-
-
-def test_a_nested_configuration_becomes_dotted_paths() -> None:
-    assert flat_params({"moe": {"top_k": 2, "noise": True}, "seed": 7}) == {
-        "moe.top_k": 2,
-        "moe.noise": True,
-        "seed": 7,
-    }
 
 
 @pytest.mark.parametrize(
