@@ -104,10 +104,9 @@ def cost_figure(results: StudyResults, column: str, label: str) -> Figure:
 
 def control_place(results: StudyResults, column: str) -> list[tuple[float, float]]:
     """Cost of the dense control, and its mean objective over confirmation runs; empty without one."""
-    controls = {candidate.fingerprint for candidate in results.verdict.ranking if candidate.is_control}
-    runs = results.confirm[(results.confirm["outcome"] == "complete") & results.confirm["fingerprint"].isin(controls)]
-    runs = runs[runs[column].notna()]
-    return [(float(runs[column].mean()), float(runs["value"].mean()))] if len(runs) else []
+    controls = [candidate for candidate in results.verdict.ranking if candidate.is_control]
+    places = [(float(results.costs[column][control.fingerprint]), control.mean) for control in controls]
+    return [place for place in places if np.isfinite(place[0])]
 
 
 def _mark(axes: Axes, place: tuple[float, float], name: str, colour: str, marker: str) -> None:

@@ -58,7 +58,8 @@ def _ranking_table(results: StudyResults) -> Table:
     is_confirmed = verdict.conclusion not in ("unconfirmed", "nothing")
     confirmed = {candidate.fingerprint: candidate for candidate in verdict.ranking} if is_confirmed else {}
     places = {fingerprint: place for place, fingerprint in enumerate(confirmed)}
-    ranking = results.ranking.assign(place=results.ranking["fingerprint"].map(places))
+    ranking = pd.concat([results.ranking, _never_searched(results, confirmed)], ignore_index=True)
+    ranking = ranking.assign(place=ranking["fingerprint"].map(places))
     ranking = ranking.sort_values(["place", "rank"], na_position="last").head(MAX_TABLE_ROWS)
     rows: list[tuple[str, ...]] = []
     for place, row in enumerate(ranking.to_dict("records"), start=1):
@@ -88,8 +89,17 @@ def _ranking_table(results: StudyResults) -> Table:
     )
 
 
+def _never_searched(results: StudyResults, confirmed: Mapping[str, Candidate]) -> pd.DataFrame:
+    """Rows as the ranking's of what was confirmed alone: the dense control."""
+    others = {name: each for name, each in confirmed.items() if name not in set(results.ranking["fingerprint"])}
+    costs = results.costs.reindex(list(others)).rename_axis("fingerprint").reset_index()
+    return costs.assign(label=[each.label for each in others.values()], num_seeds=0, num_pruned=0)
+
+
 def _unfinished(row: Mapping[Any, Any]) -> str:
     """What stands in place of a value that there is not: where a configuration was pruned, or is."""
+    if pd.isna(row["rank"]):
+        return MISSING
     if pd.isna(row["reached"]):
         return "running"
     return f"{'pruned' if row['num_pruned'] else 'running,'} at {loss(row['reached'])}"

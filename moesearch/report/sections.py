@@ -54,10 +54,10 @@ def recommended_section(results: StudyResults) -> Section | None:
         exported = choose(results, "best")
     except UnknownStudyError:
         return None
-    row = results.ranking.set_index("fingerprint").reindex([exported.fingerprint]).iloc[0]
-    values = dict(zip(results.config.search, (row[path] for path in results.config.search), strict=True))
+    row = results.costs.reindex([exported.fingerprint]).iloc[0]
+    knobs = results.knobs_of(exported.config)
     blocks: list[Block] = [
-        Facts(tuple((path, short_value(value)) for path, value in values.items())),
+        Facts(tuple((path, short_value(value)) for path, value in knobs.items())),
         Facts(
             (
                 ("total parameters", exact(row["total_params"])),
@@ -88,7 +88,7 @@ def _cheaper_leader(results: StudyResults) -> str | None:
     if verdict.conclusion != "no_difference" or verdict.best is None:
         return None
     leaders = [verdict.best.fingerprint, *(c.fingerprint for c in verdict.comparisons if not c.is_shown)]
-    costs = results.ranking.set_index("fingerprint")["flops_per_token"].reindex(leaders).dropna()
+    costs = results.costs["flops_per_token"].reindex(leaders).dropna()
     if costs.empty or (cheapest := str(costs.idxmin())) == verdict.best.fingerprint:
         return None
     labels = {candidate.fingerprint: candidate.label for candidate in verdict.ranking}

@@ -103,7 +103,7 @@ def _found(results: StudyResults) -> Found:
     losses: tuple[float, ...] = ()
     is_confirmed = verdict.conclusion not in ("unconfirmed", "nothing")
     if best is not None:
-        row = results.ranking.set_index("fingerprint").reindex([best.fingerprint]).iloc[0].to_dict()
+        row = results.costs.reindex([best.fingerprint]).iloc[0].to_dict()
         runs = results.confirm if is_confirmed else results.trials
         runs = runs[(runs["outcome"] == "complete") & (runs["fingerprint"] == best.fingerprint)]
         losses = tuple(map(float, runs["val_loss"]))

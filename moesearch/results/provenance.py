@@ -144,9 +144,7 @@ def attention_scale(config: TrialConfig) -> float:
 
 def transfer_limits(results: StudyResults, config: TrialConfig) -> list[str]:
     """What is known of carrying this configuration to a larger run, and what is not. A sentence each."""
-    model, moe = config.model, config.moe
-    hidden = config.expert_hidden_dim
-    best = results.verdict.best
+    model, best = config.model, results.verdict.best
     rate = (
         "The learning rate was searched at this size only."
         if records.RATE_PARAM in results.config.search or (best is not None and best.rate is not None)
@@ -158,15 +156,30 @@ def transfer_limits(results: StudyResults, config: TrialConfig) -> list[str]:
         "tokens per step. Another size, corpus or budget can rank configurations differently; more experts also "
         "memorise a small corpus.",
         rate,
-        f"When width grows, keep top_k / num_experts = {moe.top_k}/{moe.num_experts} and expert_hidden_dim / width = "
-        f"{hidden / model.width:g}: rules of maximal-update parametrisation carry a learning rate across width and "
-        "number of experts only where these stay fixed.",
-        f"Those rules: learning rate of hidden weights (attention, experts) times {model.width} / new width, "
-        "router treated as an output weight; embeddings and biases keep theirs. They are not proven for depth, "
-        "batch size, more tokens, or a change of top_k / num_experts. `python -m moesearch.train FILE --scale "
-        "width=4,tokens=20x` applies them.",
+        *_scaling_limits(config),
         "Keep warm-up and decay as fractions of all tokens, not as numbers of steps.",
     ]
+
+
+def _scaling_limits(config: TrialConfig) -> tuple[str, str]:
+    moe, width = config.moe, config.model.width
+    hidden = f"{config.expert_hidden_dim / width:g}"
+    applied = "`python -m moesearch.train FILE --scale width=4,tokens=20x` applies them."
+    if moe.num_experts == 1:
+        return (
+            f"When width grows, keep expert_hidden_dim / width = {hidden}: rules of maximal-update parametrisation "
+            "carry a learning rate across width only where it stays fixed.",
+            f"Those rules: learning rate of hidden weights (attention, feed-forward) times {width} / new width; "
+            f"embeddings and biases keep theirs. They are not proven for depth, batch size or more tokens. {applied}",
+        )
+    return (
+        f"When width grows, keep top_k / num_experts = {moe.top_k}/{moe.num_experts} and expert_hidden_dim / width = "
+        f"{hidden}: rules of maximal-update parametrisation carry a learning rate across width and "
+        "number of experts only where these stay fixed.",
+        f"Those rules: learning rate of hidden weights (attention, experts) times {width} / new width, "
+        "router treated as an output weight; embeddings and biases keep theirs. They are not proven for depth, "
+        f"batch size, more tokens, or a change of top_k / num_experts. {applied}",
+    )
 
 
 def _result(results: StudyResults, exported: Exported) -> dict[str, Any]:

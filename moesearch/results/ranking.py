@@ -25,6 +25,9 @@ RANKING_COLUMNS = (
     "train_seconds",
 )
 
+COSTS = ("total_params", "active_params", "flops_per_token", "active_flops", "train_seconds")
+"""Columns that say what a configuration costs."""
+
 
 def configurations(trials: pd.DataFrame, knobs: Sequence[str], objective: Loss = "val_loss") -> pd.DataFrame:
     """One row per configuration that was trained at all, best first.

@@ -29,7 +29,7 @@ from moesearch.results.frames import (
     outcome_of,
 )
 from moesearch.results.lookup import all_names, unknown_study
-from moesearch.results.ranking import configurations
+from moesearch.results.ranking import COSTS, configurations
 from moesearch.results.statistics import pooled_deviation
 from moesearch.results.verdict import Candidate, LeftOut, Unit, Verdict, decide
 
@@ -94,6 +94,17 @@ class StudyResults:
     def ranking(self) -> pd.DataFrame:
         """One row per configuration, best first."""
         return configurations(self.trials, tuple(self.config.search), self.config.curve)
+
+    @cached_property
+    def costs(self) -> pd.DataFrame:
+        """What each configuration costs, by its fingerprint.
+
+        From the search; for one that the search did not train to an end, or never had (the dense control), from its
+        confirmation runs.
+        """
+        runs = self.confirm[self.confirm["outcome"] == "complete"]
+        confirmed = runs.groupby("fingerprint")[list(COSTS)].mean()
+        return self.ranking.set_index("fingerprint")[list(COSTS)].astype(float).combine_first(confirmed.astype(float))
 
     @cached_property
     def verdict(self) -> Verdict:

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moesearch.report.blocks import Table
+from moesearch.report.blocks import Facts, Table
 from moesearch.report.figures import control_place, pareto_front
-from moesearch.report.numbers import compact, duration, exact, loss
+from moesearch.report.numbers import MISSING, compact, duration, exact, loss
+from moesearch.report.ranking import ranking_section
 from moesearch.report.routers import load_figure, routers_section
+from moesearch.report.sections import recommended_section
 from moesearch.report.summary import escape
 from moesearch.results.study import read_study
 from tests.results.stores import finished_study
@@ -87,3 +89,21 @@ def test_the_dense_control_stands_beside_the_configurations() -> None:
     runs = results.confirm[results.confirm["fingerprint"] == first.fingerprint]
     assert cost == runs["flops_per_token"].iloc[0]
     assert value == pytest.approx(runs["value"].mean())
+
+
+def test_what_was_confirmed_alone_has_its_costs_from_there() -> None:
+    results = read_study(finished_study().storage, "experts_topk")
+    best = results.verdict.ranking[0]
+    searched = results.costs["flops_per_token"][best.fingerprint]
+    # The dense control is no proposal of the search, and may win.
+    results.__dict__["ranking"] = results.ranking[results.ranking["fingerprint"] != best.fingerprint]
+    del results.__dict__["costs"]
+    section = ranking_section(results)
+    assert section is not None
+    first = next(block for block in section.blocks if isinstance(block, Table)).rows[0]
+    assert (first[1], first[3]) == (best.label, MISSING)
+    assert first[7] == f"{searched:,.0f}"
+    recommended = recommended_section(results)
+    assert recommended is not None
+    facts = [value for block in recommended.blocks if isinstance(block, Facts) for _, value in block.items]
+    assert not {"nan", MISSING} & set(facts)
