@@ -126,7 +126,10 @@ def cost_section(results: StudyResults) -> Section | None:
         "cost. Better per step need not be better per second, so every sense of cost has its picture."
     )
     if figures.control_place(results, "flops_per_token"):
-        text += " The triangle is the dense control: no experts, equal active FLOPs, the mean of its confirmation runs."
+        text += (
+            " The triangle is the dense control: no experts, equal active FLOPs, the mean of its confirmation runs, at "
+            "its own learning rate; the ranking has the others' at theirs."
+        )
     return Section("cost", "Cost", "What a lower loss costs", (Text(text), Gallery(tuple(pictures))))
 
 
