@@ -7,7 +7,7 @@ NUM_FIRST_RATES = 3
 
 
 def num_confirm_runs(*, top: int, seeds: int, lr_search: bool, has_baseline: bool, has_control: bool) -> int:
-    """Runs at most, if no learning rate takes more than ``NUM_FIRST_RATES`` of them to bracket.
+    """How many runs it takes if no learning rate takes more than ``NUM_FIRST_RATES`` of them to bracket.
 
     Finalists are the leaders, the first configuration of ``enqueue`` if there is one, and the control.
     """

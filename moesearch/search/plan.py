@@ -165,7 +165,7 @@ def plan_lines(planned: Plan) -> list[str]:
         f"trial    {_trial_text(planned)}",
         f"memory   {_memory_text(planned)}; estimated, without torch and the text",
         f"in all   {_flops(planned.study_flops)} if no trial is pruned, and {_flops(planned.confirm_flops)} "
-        f"for at most {planned.num_confirm_runs} runs to confirm",
+        f"for about {planned.num_confirm_runs} runs to confirm",
         *(f"limit    {limit:g} {name.replace('_', ' ')}" for name, limit in planned.limits.items()),
     ]
 
