@@ -10,13 +10,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from moesearch.bench import settings
-from moesearch.bench.dense import DenseTrainer
 from moesearch.bench.figures import Figure, Mark, at_least, at_most, milliseconds, minutes
 from moesearch.bench.measure import Clock, Effort, Side, interleave
 from moesearch.bench.products import BareProducts, step_products, training_flops
 from moesearch.bench.reference import ReferenceTrainer
 from moesearch.bench.subjects import ForwardBackward, TrainerSteps
 from moesearch.bench.workers import Worker, train_at_once
+from moesearch.config.dense import dense_control
 from moesearch.config.trial import TrialConfig
 from moesearch.data.tokens import TokenData
 
@@ -90,7 +90,7 @@ def step_against_reference(bench: Bench) -> list[Figure]:
 
 
 def moe_against_dense(bench: Bench) -> list[Figure]:
-    """(b) One training step of an MoE against a dense model of equal active FLOPs."""
+    """(b) One training step of an MoE against the dense control of a study: equal active FLOPs, the same trainer."""
     return [
         _moe_against_dense(bench, settings.with_experts(bench.article, 8, 2), at_most(1.3)),
         _moe_against_dense(bench, settings.with_experts(bench.article, 32, 8, bench.article.model.width), at_most(1.8)),
@@ -99,8 +99,9 @@ def moe_against_dense(bench: Bench) -> list[Figure]:
 
 def _moe_against_dense(bench: Bench, config: TrialConfig, mark: Mark) -> Figure:
     moe = TrainerSteps(config, bench.tokens, device=bench.device)
-    dense = DenseTrainer(config, bench.tokens.train, bench.tokens.vocab_size, bench.device)
-    timings = interleave({"moe": bench.steps_of(moe), "dense": Side(dense.step)}, bench.clock, bench.effort(2))
+    dense = TrainerSteps(dense_control(config), bench.tokens, device=bench.device)
+    sides = {"moe": bench.steps_of(moe), "dense": bench.steps_of(dense)}
+    timings = interleave(sides, bench.clock, bench.effort(2))
     num_experts, top_k, hidden = config.moe.num_experts, config.moe.top_k, config.expert_hidden_dim
     return Figure(
         case="b",
