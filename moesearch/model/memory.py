@@ -19,7 +19,8 @@ from moesearch.model.cost import expert_params, total_params
 TOLERANCE = 0.1
 """Part by which an estimate may miss what is measured on a CPU."""
 
-_EVALUATION_TOKENS = {"cpu": 2048, "cuda": 65536}
+_EVALUATION_TOKENS_OF_LANE = 2048
+_EVALUATION_TOKENS = 65536
 _EVALUATION_LOGITS_BYTES = 256 * 2**20
 # Hidden numbers that live at once, as multiples of an expert's inner width (activations.py).
 _KEPT_BY_EXPERTS: Mapping[Activation, int] = {"relu": 1, "relu_squared": 2, "gelu": 2, "swiglu": 3}
@@ -34,10 +35,12 @@ _FULL = 4
 def evaluation_windows(num_lanes: int, context: int, vocab_size: int, device_type: str) -> int:
     """Windows per batch and lane of an exact evaluation.
 
-    Enough tokens for full speed, few enough for the caches and for the memory of the logits.
+    Enough tokens for full speed, few enough for the caches and for the memory of the logits. A CPU's caches hold the
+    activations of one lane at a time, and a lane's weights are to be read for many tokens; a GPU fills with all lanes.
     """
-    num_tokens = min(_EVALUATION_TOKENS.get(device_type, 65536), _EVALUATION_LOGITS_BYTES // (_FULL * vocab_size))
-    return max(1, num_tokens // (num_lanes * context))
+    num_tokens = _EVALUATION_TOKENS_OF_LANE if device_type == "cpu" else _EVALUATION_TOKENS // num_lanes
+    num_tokens = min(num_tokens, _EVALUATION_LOGITS_BYTES // (_FULL * vocab_size * num_lanes))
+    return max(1, num_tokens // context)
 
 
 def peak_memory_bytes(config: TrialConfig, vocab_size: int, *, device_type: Literal["cpu", "cuda"] = "cpu") -> int:
