@@ -76,7 +76,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--patience",
         metavar="N",
         type=_count,
-        help="stop after N milestones without a lower validation loss; keep the lowest's weights",
+        help="stop after N milestones without a lower validation loss; keep the lowest's weights. All milestones are "
+        "then evaluated on the whole validation split, whatever budget.milestone_share is",
     )
     ends.add_argument(
         "--average", metavar="N", type=_count, default=1, help="keep the mean of the last N milestones' weights"

@@ -44,6 +44,7 @@ NOT_SEARCHED = {
     "data.corpus": _CORPUS_REASON,
     "data.text": _CORPUS_REASON,
     "budget.milestones": "trials are compared at equal milestones; set base.budget.milestones",
+    "budget.milestone_share": "trials are compared on equal windows; set base.budget.milestone_share",
 }
 """Fields of a trial that no knob may have -> why."""
 

@@ -11,10 +11,12 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from moesearch.config.budget import BUDGET_UNITS as BUDGET_UNITS
+from moesearch.config.budget import BudgetConfig as BudgetConfig  # offered here beside the other sections
 from moesearch.config.moe import FEED_FORWARD_FIELDS
-from moesearch.config.moe import MoEConfig as MoEConfig  # offered here beside the other sections
+from moesearch.config.moe import MoEConfig as MoEConfig
 from moesearch.config.section import LANE, WHOLE, Section
 
 Positions = Literal["learned", "rotary"]
@@ -56,8 +58,6 @@ _FIRST_FIELDS: Mapping[str, frozenset[str]] = {
     "data": frozenset({"corpus", "text", "batch_size", "order_seed"}),
     "budget": frozenset({"steps", "tokens", "active_flops", "milestones"}),
 }
-
-BUDGET_UNITS = ("steps", "tokens", "active_flops", "seconds")
 
 SOMETIMES_UNREAD = frozenset(
     {
@@ -189,44 +189,6 @@ class DataConfig(Section):
     """Seed of the order of batches; null follows ``seed``. Equal order seeds pair two trials' data."""
 
 
-class BudgetConfig(Section):
-    """How long a trial trains: exactly one of steps, tokens, active_flops, seconds; milestones are equal fractions of
-    it.
-    """
-
-    steps: Annotated[Annotated[int, Field(ge=1, le=10**9), WHOLE] | None, LANE] = None
-    """Optimiser steps; 5000 where no budget is given."""
-    tokens: Annotated[Annotated[int, Field(ge=1, le=10**15), WHOLE] | None, LANE] = None
-    """Training tokens, rounded up to whole steps."""
-    active_flops: Annotated[Annotated[float, Field(gt=0, le=1e30)] | None, LANE] = None
-    """Training FLOPs of the active parameters (forward and backward), rounded up to whole steps."""
-    seconds: Annotated[Annotated[float, Field(gt=0, le=1e8)] | None, LANE] = None
-    """Seconds of training, evaluation apart; lanes that train side by side share the time. At equal seconds a slower
-    model trains on fewer tokens, and no two runs have the same number of steps."""
-    milestones: Annotated[int, Field(ge=1, le=10_000), WHOLE, LANE] = 10
-    """Number of evaluations on the whole validation split, at equal fractions of the budget, the last one at the end.
-    At most one a step."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_is_the_article_run(cls, values: object) -> object:
-        if isinstance(values, dict) and all(values.get(unit) is None for unit in BUDGET_UNITS):
-            return {**values, "steps": 5000}
-        return values
-
-    @property
-    def unit(self) -> str:
-        """The unit that the budget is given in, one of BUDGET_UNITS."""
-        return next(unit for unit in BUDGET_UNITS if getattr(self, unit) is not None)
-
-    def broken_rules(self) -> Iterator[tuple[str, str]]:
-        given = [unit for unit in BUDGET_UNITS if getattr(self, unit) is not None]
-        if len(given) != 1:
-            yield "", f"give exactly one of {', '.join(BUDGET_UNITS)} (given: {', '.join(given)})"
-        if self.steps is not None and self.steps < self.milestones:
-            yield "", f"milestones ({self.milestones}) must be at most steps ({self.steps})"
-
-
 class TrialConfig(Section):
     """Everything that decides one training run."""
 
@@ -323,6 +285,7 @@ class TrialConfig(Section):
         """
         values = self._dump_for_fingerprint()
         del values["seed"], values["data"]["order_seed"]
+        values["budget"].pop("milestone_share", None)  # It decides what is seen on the way, not what is trained.
         values["moe"]["expert_hidden_dim"] = self.expert_hidden_dim
         for name in self.moe.unread_fields():
             values["moe"].pop(name, None)

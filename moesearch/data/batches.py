@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moesearch.data.facts import part_windows
 from moesearch.errors import CorpusError
 
 # Second half of the generator's key, so that no other use of an equal seed draws the same numbers.
@@ -67,15 +68,21 @@ class BatchOrder:
         return torch.from_numpy(starts_SB.astype(np.int64))
 
 
-def evaluation_batches(tokens: Tensor, context: int, num_windows: int) -> Iterator[tuple[Tensor, Tensor]]:
+def evaluation_batches(
+    tokens: Tensor, context: int, num_windows: int, share: float = 1.0
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Inputs and targets, each of shape (B, T), that predict each token of a split but the first once, and in order.
 
     The windows lie side by side, so many to a batch. What remains at the end of the split is a shorter window, and a
-    batch of its own: no window holds filling, which routers would route and their statistics count.
+    batch of its own: no window holds filling, which routers would route and their statistics count. A ``share`` below 1
+    is that part of the whole windows, ``part_windows``.
     """
     num_whole = (len(tokens) - 1) // context
     first, rest = num_whole * context, slice(num_whole * context, len(tokens) - 1)
     inputs_WT, targets_WT = tokens[:first].view(-1, context), tokens[1 : first + 1].view(-1, context)
+    if share < 1 and num_whole:
+        read = torch.tensor(part_windows(len(tokens), context, share), device=tokens.device)
+        inputs_WT, targets_WT, rest = inputs_WT[read], targets_WT[read], slice(0, 0)
     yield from zip(torch.split(inputs_WT, num_windows), torch.split(targets_WT, num_windows), strict=True)
     if rest.start < rest.stop:
         yield tokens[rest].unsqueeze(0), tokens[rest.start + 1 :].unsqueeze(0)

@@ -109,3 +109,13 @@ def require_length(corpus_name: str, split: str, num_tokens: int, context: int) 
             f"data: the {split} split of {corpus_name} has {num_tokens:,} tokens, but model.context ({context:,}) "
             f"needs at least {context + 1:,}; give a longer text or a shorter context"
         )
+
+
+def part_windows(num_tokens: int, context: int, share: float) -> list[int]:
+    """Which whole windows of a split a share of it reads: evenly spread, one at least, the same ones each time.
+
+    What they predict is ``context`` tokens each. A split of less than one window has none.
+    """
+    num_whole = (num_tokens - 1) // context
+    num_read = min(num_whole, max(1, int(num_whole * share)))
+    return [(2 * place + 1) * num_whole // (2 * num_read) for place in range(num_read)]

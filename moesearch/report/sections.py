@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from moesearch.config.budget import BudgetConfig
 from moesearch.config.dumper import dump_yaml
 from moesearch.config.labels import short_value
 from moesearch.errors import UnknownStudyError
@@ -155,7 +156,8 @@ def curves_section(results: StudyResults) -> Section | None:
         f"Validation loss over training tokens of {complete} complete and {pruned} pruned trials",
         "Grey with a cross: pruned there. The axis leaves out the fall before the second evaluation, so that the ends "
         "can be told apart."
-        + (f" An even sample of {figures.MAX_CURVES} each." if len(results.trials) > figures.MAX_CURVES else ""),
+        + (f" An even sample of {figures.MAX_CURVES} each." if len(results.trials) > figures.MAX_CURVES else "")
+        + _share_text(results.config.base.budget),
         in_summary=True,
     )
     spent = Picture(
@@ -167,6 +169,12 @@ def curves_section(results: StudyResults) -> Section | None:
         "evaluation, summed over workers.",
     )
     return Section("training", "Training", "Training and pruning", (Text(text), Gallery((curves, spent))))
+
+
+def _share_text(budget: BudgetConfig) -> str:
+    """That a curve's last point is of more text than those before it."""
+    share = budget.milestone_share
+    return "" if share == 1 else f" Points before a trial's last are of {percent(share)} of the validation split."
 
 
 def knobs_section(results: StudyResults) -> Section | None:
@@ -242,7 +250,7 @@ def settings_section(results: StudyResults) -> Section:
     rows = [
         ("objective", OBJECTIVES[config.objective]),
         ("budget of a trial", f"{compact(getattr(budget, budget.unit))} {budget.unit}"),
-        ("milestones", exact(budget.milestones)),
+        ("milestones", _milestones_text(budget)),
         ("baseline", results.label_of(results.baseline)),
         *([("the search ended early", results.search_end)] if results.search_end else []),
         *([("results of earlier studies known", exact(results.num_transferred))] if results.num_transferred else []),
@@ -272,6 +280,13 @@ def settings_section(results: StudyResults) -> Section:
     except UnknownStudyError:
         limits = ()
     return Section("settings", "Settings", "Settings, provenance, limits", (table, *limits))
+
+
+def _milestones_text(budget: BudgetConfig) -> str:
+    if budget.milestone_share == 1:
+        return exact(budget.milestones)
+    share = percent(budget.milestone_share)
+    return f"{exact(budget.milestones)}, the last on the whole validation split, the others on {share} of it"
 
 
 def reproduce_section(results: StudyResults) -> Section:

@@ -62,11 +62,14 @@ def compute_spent(results: StudyResults) -> Compute:
     pruned = trials[(trials["outcome"] == "pruned") & (trials["milestone"] > 0)]
     # Milestones are equal fractions of a trial's budget, so what is left costs what came before, pro rata.
     unspent = pruned["num_milestones"] / pruned["milestone"] - 1
-    seconds = pruned["train_seconds"].fillna(0) + pruned["eval_seconds"].fillna(0)
+    budget = results.config.base.budget
+    passes = pruned["milestone"].map(lambda milestone: budget.passes_until(int(milestone)))
+    unevaluated = budget.passes_until(budget.milestones) / passes - 1
+    seconds = pruned["train_seconds"].fillna(0) * unspent + pruned["eval_seconds"].fillna(0) * unevaluated
     return Compute(
         tuple(spending for spending in spendings if spending.num_trials),
         saved_flops=float((pruned["active_flops"] * unspent).sum()),
-        saved_seconds=float((seconds * unspent).sum()),
+        saved_seconds=float(seconds.sum()),
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, assert_never
 from moesearch.config.confirm_runs import confirm_milestones
 from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob
 from moesearch.config.labels import short_value
+from moesearch.config.resolve import resolve
 from moesearch.config.space import feasible_points, size
 from moesearch.config.study import StudyConfig
 from moesearch.data.facts import require_length
@@ -54,6 +55,8 @@ class Plan:
     router_flops_per_token: int
     """The routers' part of them."""
     milestones: int
+    milestone_share: float
+    """Of the validation split, at milestones before the last."""
     base_cost: TrialCost | None
     """None where a trial's budget is in seconds, as are the FLOPs below."""
     trial_seconds: float | None
@@ -101,9 +104,10 @@ def plan(config: StudyConfig) -> Plan:
     trials = list(texts.measured(config, points or ())) or [(base, text)]
     costs = [one for trial, sizes in trials if (one := trial_cost(trial, sizes)) is not None]
     flops = [one.flops for one in costs]
-    milestones = config.base.budget.milestones
-    evaluated = confirm_milestones(milestones) / milestones
-    confirm_flops = [one.train_flops + evaluated * one.eval_flops for one in costs]
+    budget = config.base.budget
+    fewer = {"budget.milestones": confirm_milestones(budget.milestones)}
+    confirm_costs = [trial_cost(resolve(trial, fewer), sizes) for trial, sizes in trials]
+    confirm_flops = [one.flops for one in confirm_costs if one is not None]
     device_type: Literal["cpu", "cuda"] = "cuda" if config.run.device.startswith("cuda") else "cpu"
     memory = [peak_memory_bytes(trial, sizes.vocab_size, device_type=device_type) for trial, sizes in trials]
     return Plan(
@@ -124,9 +128,10 @@ def plan(config: StudyConfig) -> Plan:
         active_params=cost.active_params(base, text.vocab_size),
         flops_per_token=cost.flops_per_token(base, text.vocab_size),
         router_flops_per_token=cost.router_flops_per_token(base),
-        milestones=config.base.budget.milestones,
+        milestones=budget.milestones,
+        milestone_share=budget.milestone_share,
         base_cost=base_cost,
-        trial_seconds=config.base.budget.seconds,
+        trial_seconds=budget.seconds,
         limits={name: limit for name, limit in config.limits if limit is not None},
         corpus=texts.corpus.name,
         tokenizer=config.base.data.tokenizer,
@@ -182,12 +187,14 @@ def _tokenizer_text(planned: Plan) -> str:
 
 def _trial_text(planned: Plan) -> str:
     base = planned.base_cost
+    evaluations = f"{planned.milestones} exact evaluations"
+    if planned.milestone_share < 1:
+        evaluations += f", the last on the whole validation split, the others on {planned.milestone_share:.3g} of it"
     if base is None:
-        evaluations = f"{planned.milestones} exact evaluations"
         return f"{planned.trial_seconds:g} s of training and {evaluations}; its FLOPs show only then"
     return (
         f"{base.steps:,} steps, {base.train_tokens:,} tokens, {_flops(base.train_flops)} to train and "
-        f"{_flops(base.eval_flops)} for {planned.milestones} exact evaluations (base); "
+        f"{_flops(base.eval_flops)} for {evaluations} (base); "
         f"{_flops(planned.min_trial_flops)} to {_flops(planned.max_trial_flops)} over the space"
     )
 

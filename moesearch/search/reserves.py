@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from moesearch.config.resolve import resolve
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import InputError
@@ -60,8 +61,19 @@ class FlopsLimit:
     def _reserved(self, trial: FrozenTrial, milestones: int) -> float:
         """Cost of a record up to a milestone; what it inherits is charged to the record that it continues."""
         lost = int(trial.system_attrs.get(LOST_MILESTONES, 0))
-        trained = max(0, milestones - promoted_at(trial)) + lost
-        return float(trial.system_attrs[COST]) * trained / self._milestones_of(trial)
+        trained = max(0, milestones - promoted_at(trial))
+        reserved = float(trial.system_attrs[COST]) * trained / self._milestones_of(trial)
+        return reserved + lost * self._dearest_milestone(trial) if lost else reserved
+
+    def _dearest_milestone(self, trial: FrozenTrial) -> float:
+        """What the last milestone costs, which is evaluated on the whole split.
+
+        Up to any milestone a trial costs its part of the whole or less; what was trained in vain may be the last again.
+        """
+        config, flops = trial.system_attrs.get(CONFIG), float(trial.system_attrs[COST])
+        if config is not None and config["budget"].get("milestone_share", 1.0) < 1:
+            flops = self.flops_of(resolve(TrialConfig.model_validate(config), {"budget.milestone_share": 1.0}))
+        return flops / self._milestones_of(trial)
 
     def _milestones_of(self, trial: FrozenTrial) -> int:
         """A confirmation run has fewer than a trial of the search."""

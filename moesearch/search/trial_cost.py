@@ -12,7 +12,7 @@ from moesearch.config.space import feasible_points
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import DataConfig, TrialConfig
 from moesearch.data.corpora import load_facts
-from moesearch.data.facts import TokenFacts, token_facts
+from moesearch.data.facts import TokenFacts, part_windows, token_facts
 from moesearch.model import cost
 
 MAX_LISTED_POINTS = 20_000
@@ -47,8 +47,17 @@ def trial_cost(config: TrialConfig, text: TokenFacts) -> TrialCost | None:
         steps,
         train_tokens,
         float(train_tokens * cost.training_flops_per_token(config, text.vocab_size)),
-        float(config.budget.milestones * text.val_tokens * cost.flops_per_token(config, text.vocab_size)),
+        float(_evaluated_tokens(config, text) * cost.flops_per_token(config, text.vocab_size)),
     )
+
+
+def _evaluated_tokens(config: TrialConfig, text: TokenFacts) -> int:
+    """Tokens that all evaluations of a trial read."""
+    budget, context, whole = config.budget, config.model.context, text.val_tokens
+    part = whole
+    if budget.milestone_share < 1:
+        part = context * len(part_windows(whole, context, budget.milestone_share))
+    return (budget.milestones - 1) * part + whole
 
 
 class TextSizes:

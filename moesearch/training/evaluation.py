@@ -1,4 +1,5 @@
-"""Exact evaluation of a whole split: fixed windows, no dropout, no router noise, every token but the first predicted.
+"""Exact evaluation of a split, or of a fixed share of it: fixed windows, no dropout, no router noise. Of a whole split,
+every token but the first is predicted.
 
 Lanes are evaluated together, in one pass over the split. A lane's numbers are those that it has alone, rounding apart,
 and the same lanes give the same bits each time.
@@ -36,8 +37,8 @@ class SplitResult:
     """Nats per token, of the language model alone."""
     bits_per_byte: float
     """Of the UTF-8 text that the tokens stand for: comparable between tokenizers."""
-    block_losses: tuple[float, ...] = field(repr=False)
-    """Nats per byte of NUM_BLOCKS equal parts of the text, the same ones for every tokenizer."""
+    block_losses: tuple[float, ...] = field(default=(), repr=False)
+    """Nats per byte of NUM_BLOCKS equal parts of the text, the same for every tokenizer; empty for a share of it."""
     router_health: RouterHealth | None = None
     """None for a model without routers."""
 
@@ -48,27 +49,44 @@ def never() -> bool:
 
 
 def evaluate_split(
-    model: MoETransformer, tokens_N: Tensor, bytes_per_id_V: Tensor, should_stop: Callable[[], bool] = never
+    model: MoETransformer,
+    tokens_N: Tensor,
+    bytes_per_id_V: Tensor,
+    should_stop: Callable[[], bool] = never,
+    *,
+    share: float = 1.0,
 ) -> list[SplitResult] | None:
     """Each lane's loss and router health on a split; None if stopped between two batches.
 
     ``tokens_N`` is the whole split, on the model's device; ``bytes_per_id_V`` says how many
-    bytes of UTF-8 each id stands for.
+    bytes of UTF-8 each id stands for. A ``share`` below 1 evaluates on that part of the split's windows alone.
     """
     R, context = model.layout.num_lanes, model.configs[0].model.context
-    losses, stats = [], RouterStats()
+    losses, predicted, stats = [], [], RouterStats()
     num_windows = evaluation_windows(R, context, model.vocab_size, model.device.type)
     with torch.inference_mode():
-        for inputs_BT, targets_BT in evaluation_batches(tokens_N, context, num_windows):
+        for inputs_BT, targets_BT in evaluation_batches(tokens_N, context, num_windows, share):
             if should_stop():
                 return None
             output = model(inputs_BT.expand(R, -1, -1))
             losses.append(token_losses(output.logits_RBTV, targets_BT.expand(R, -1, -1)).flatten(1))
+            predicted.append(targets_BT.flatten())
             stats.add(output.routings)
         losses_RN = torch.cat(losses, 1).cpu()
-    bytes_N1 = bytes_per_id_V[tokens_N.cpu()]
+    if share < 1:
+        num_bytes = int(bytes_per_id_V[torch.cat(predicted).cpu()].sum())
+        results = [means(row, num_bytes) for row in losses_RN]
+    else:
+        bytes_N1 = bytes_per_id_V[tokens_N.cpu()]
+        results = [summarize(row, bytes_N1) for row in losses_RN]
     health = stats.read(model.layout.num_experts)
-    return [replace(summarize(row, bytes_N1), router_health=own) for row, own in zip(losses_RN, health, strict=True)]
+    return [replace(result, router_health=own) for result, own in zip(results, health, strict=True)]
+
+
+def means(losses_N: Tensor, num_bytes: int) -> SplitResult:
+    """Means over predicted tokens, which stand for so many bytes; no blocks."""
+    total = math.fsum(losses_N.tolist())
+    return SplitResult(loss=total / len(losses_N), bits_per_byte=total / (math.log(2) * num_bytes))
 
 
 def summarize(losses_N: Tensor, bytes_N1: Tensor) -> SplitResult:
@@ -80,15 +98,13 @@ def summarize(losses_N: Tensor, bytes_N1: Tensor) -> SplitResult:
     ends = bytes_N1.cumsum(0).numpy()
     first_bytes, last_byte = int(ends[0]), int(ends[-1])
     cumulative_N1 = np.concatenate([[0.0], np.cumsum(losses_N.numpy().astype(np.float64))])
-    total = math.fsum(losses_N.tolist())
     # The first byte, which no tokenizer predicts, is in no block.
     num_blocks = min(NUM_BLOCKS, len(losses_N))
     edges = [1 + block * (last_byte - 1) // num_blocks for block in range(num_blocks + 1)]
     sums = np.diff(np.interp(edges, ends, cumulative_N1)).tolist()
     lengths = [last - max(first, first_bytes) for first, last in pairwise(edges)]
-    return SplitResult(
-        loss=total / len(losses_N),
-        bits_per_byte=total / (math.log(2) * (last_byte - first_bytes)),
+    return replace(
+        means(losses_N, last_byte - first_bytes),
         # A block that the first token fills has nothing to predict.
         block_losses=tuple(s / length if length > 0 else 0.0 for s, length in zip(sums, lengths, strict=True)),
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from moesearch.config.resolve import field_names
+from moesearch.config.resolve import field_names, resolve
 from moesearch.config.trial import TrialConfig
 from moesearch.data.tokenizers import decode, sha256_of
 from moesearch.data.tokens import TokenData
@@ -54,6 +54,7 @@ class FullRun:
             device: A device as torch names it.
             folder: Where all of the run lies.
             patience: Stop after so many milestones without a new lowest validation loss, and keep the lowest's weights.
+                All milestones are then evaluated on the whole validation split, so that any of them may be the result.
             peers: The processes that train it together; None where this is the only one.
             average: Keep the mean of the weights at the last so many milestones (Kaddour 2022, "Stop wasting my time").
 
@@ -70,6 +71,8 @@ class FullRun:
         self._patience = patience
         self._average = average
         self._weights = MilestoneWeights(folder / "milestones")
+        if patience is not None:
+            config = resolve(config, {"budget.milestone_share": 1.0})
         self._config = config = config.fitted(tokens.facts.bytes_per_token)
         self.tokens = tokens
         self._folder = folder

@@ -73,6 +73,11 @@ class Lane:
         return self.points[-1].milestone if self.points else 0
 
     @property
+    def share_due(self) -> float:
+        """Share of the validation split on which the next milestone is evaluated."""
+        return self.config.budget.share_at(self.milestone + 1)
+
+    @property
     def is_done(self) -> bool:
         """Whether nothing is left to train or to report."""
         return self.milestone == self.config.budget.milestones or (bool(self.points) and self.points[-1].is_diverged)

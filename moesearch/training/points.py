@@ -95,8 +95,9 @@ class EvalPoint:
     """One exact evaluation of one trial at a milestone.
 
     ``val_loss`` is nats per token of the language model alone over the whole validation split, dropout and router
-    noise off; ``train_loss`` is the mean over the steps since the last milestone, dropout and noise on.
-    ``val_block_losses`` are nats per byte of consecutive equal parts of its text, for paired comparisons.
+    noise off; before the last milestone over ``budget.milestone_share`` of it. ``train_loss`` is the mean over the
+    steps since the last milestone, dropout and noise on. ``val_block_losses`` are nats per byte of consecutive equal
+    parts of the split's text, for paired comparisons; empty for a share of it.
     """
 
     milestone: int

@@ -89,7 +89,8 @@ class LaneTrainer:
 
         A lane that diverges is reported at once, with ``is_diverged``. A lane that is diverged or at its last milestone
         is not trained on. Returns nothing if no lane is left to train, or if ``should_stop`` (asked between steps and
-        between batches of an evaluation) said so; each lane then stands exactly at its current step.
+        between batches of an evaluation) said so before any was evaluated; each lane then stands exactly at its current
+        step.
 
         Raises:
             MemoryError: the host has too little memory; a CUDA device raises torch's OutOfMemoryError.
@@ -102,7 +103,10 @@ class LaneTrainer:
         if active and all(lane.steps_to_milestone > 0 for lane in active):
             self._train(active, should_stop)
         due = [lane for lane in active if not lane.is_diverged and lane.steps_to_milestone == 0]
-        results = self._evaluate(due, "val", should_stop) or {}
+        results: dict[Lane, SplitResult] = {}
+        for share in sorted({lane.share_due for lane in due}):
+            together = [lane for lane in due if lane.share_due == share]
+            results |= self._evaluate(together, "val", should_stop, share) or {}
         points = []
         for index, lane in enumerate(self._lanes):
             if lane is None or lane not in active or not (lane.is_diverged or lane in results):
@@ -211,16 +215,16 @@ class LaneTrainer:
         return not is_stopped and all(result.is_alive for result in results)
 
     def _evaluate(
-        self, lanes: list[Lane], split: Literal["val", "test"], should_stop: Callable[[], bool]
+        self, lanes: list[Lane], split: Literal["val", "test"], should_stop: Callable[[], bool], share: float = 1.0
     ) -> dict[Lane, SplitResult] | None:
-        """Evaluate these lanes together; None if stopped."""
+        """Evaluate these lanes together, on a share of the split; None if stopped."""
         if not lanes:
             return {}
         started = time.perf_counter()
         if self._pack is not None and set(self._pack.lanes) == set(lanes):
             lanes = self._pack.lanes  # In the order of the model in training, which then needs no copy.
         tokens_N = (self._tokens.val if split == "val" else self._tokens.test).to(self._device)
-        results = evaluate_split(self._model_of(lanes), tokens_N, self._tokens.bytes_per_id_V, should_stop)
+        results = evaluate_split(self._model_of(lanes), tokens_N, self._tokens.bytes_per_id_V, should_stop, share=share)
         eval_seconds = (time.perf_counter() - started) / len(lanes)
         for lane in lanes:
             lane.eval_seconds += eval_seconds

@@ -114,12 +114,12 @@ FAULTS = {
         ],
     ),
     "knobs that a search may not have": (
-        [("moe.top_k: {", "seed: {"), ("optim.lr: {", "budget.milestones: {")],
+        [("moe.top_k: {", "seed: {"), ("optim.lr: {", "budget.milestone_share: {")],
         [
             "study.yaml:6: search.seed is not searched: the seed of each trial is derived from sampler.seed; "
             "confirm.seeds trains the best on fresh ones",
-            "study.yaml:7: search.budget.milestones is not searched: trials are compared at equal milestones; "
-            "set base.budget.milestones",
+            "study.yaml:7: search.budget.milestone_share is not searched: trials are compared on equal windows; "
+            "set base.budget.milestone_share",
         ],
     ),
     "knobs of the wrong type": (

@@ -105,6 +105,7 @@ def test_a_default_written_out_keeps_the_fingerprint() -> None:
         TrialConfig(moe=MoEConfig(init_std=0.1)),
         TrialConfig(optim=OptimConfig(decay_fraction=0.5, final_lr_fraction=0.5)),
         TrialConfig(moe=MoEConfig(route_norm=False)),
+        TrialConfig(budget=BudgetConfig(milestone_share=0.25)),
         TrialConfig(moe=MoEConfig(router="softmax_before")),
         TrialConfig(moe=MoEConfig(noise_decay_fraction=0.5)),
         TrialConfig(moe=MoEConfig(drop_policy="score", eval_capacity_factor=None)),

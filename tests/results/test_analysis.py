@@ -2,6 +2,7 @@
 
 import pytest
 
+from moesearch.config.study import StudyConfig
 from moesearch.results.compute import compute_spent
 from moesearch.results.effects import knob_effects
 from moesearch.results.importance import knob_importance
@@ -110,6 +111,17 @@ def test_pruning_at_three_tenths_saves_seven_tenths() -> None:
     full = compute.spendings[0].active_flops
     assert compute.saved_flops == pytest.approx(0.7 * full)
     assert compute.saved_fraction == pytest.approx(0.35)
+
+
+def test_pruning_saves_the_evaluation_of_the_whole_split_at_the_end_too() -> None:
+    base = {**EXPERTS_TOPK["base"], "budget": {**EXPERTS_TOPK["base"]["budget"], "milestone_share": 0.25}}
+    builder = StoreBuilder(StudyConfig.model_validate({**EXPERTS_TOPK, "base": base}))
+    builder.add(outcome="pruned", milestone=3)
+    compute = compute_spent(read_study(builder.storage, "experts_topk"))
+    (spent,) = compute.spendings
+    # Three quarters of a pass over the split were done, and six quarters and a whole one were not.
+    saved = spent.train_seconds * 7 / 3 + spent.eval_seconds * 2.5 / 0.75
+    assert compute.saved_seconds == pytest.approx(saved)
 
 
 def test_the_work_of_a_lost_trial_is_counted_in_the_trial_that_went_on_with_it() -> None:

@@ -29,6 +29,21 @@ def test_the_cost_of_a_trial_is_three_forward_passes_per_token_and_one_per_evalu
     assert planned.base_cost.eval_flops == 4 * 192_810 * planned.flops_per_token
 
 
+def test_milestones_before_the_last_cost_their_share_of_an_evaluation() -> None:
+    budget = {"steps": 40, "milestones": 10, "milestone_share": 0.25}
+    planned = plan(study_config(base={"budget": budget}, confirm={"top": 1, "seeds": 2, "lr_search": False}))
+    part = 192_809 // 32 // 4 * 32
+    assert planned.base_cost is not None
+    assert planned.base_cost.eval_flops == (9 * part + 192_810) * planned.flops_per_token
+    assert "10 exact evaluations, the last on the whole validation split, the others on 0.25 of it (base)" in "\n".join(
+        plan_lines(planned)
+    )
+    # A confirmation has two milestones, in place of ten.
+    alone = plan(study_config(base={"budget": {**budget, "milestones": 2}}))
+    assert alone.study_flops is not None
+    assert planned.confirm_flops == pytest.approx(planned.num_confirm_runs * alone.study_flops / alone.num_trials)
+
+
 def test_the_plan_says_the_routers_share_and_the_memory_of_a_lane() -> None:
     planned = plan(study_config(base={"data": {"corpus": "tiny_shakespeare"}}))
     assert planned.router_flops_per_token == router_flops_per_token(study_config().base)

@@ -7,17 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 
+from moesearch.config.resolve import resolve
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import InputError
 from moesearch.results.continuations import counts
-from moesearch.results.records import COST, LEASE_PREFIX
+from moesearch.results.records import CONFIG, COST, LEASE_PREFIX, LOST_MILESTONES
 from moesearch.search.confirm import plan_confirmation
 from moesearch.search.leases import TimeAccount
 from moesearch.search.process import leased_time
+from moesearch.search.reserves import flops_limit
 from moesearch.search.trial_cost import TextSizes, largest_flops
 from tests.search.processes import start
 from tests.search.stand_ins import MILESTONES, TableTrainer, begin, curve, storage_in, study_config, work
@@ -90,6 +93,22 @@ def test_the_search_leaves_room_for_the_confirmation(tmp_path: Path) -> None:
     work(config, tmp_path, study=confirm, trainer=Meter(tmp_path / "meter"))
     assert [trial.state for trial in confirm.trials] == [TrialState.COMPLETE] * config.num_confirm_runs
     assert _spent(tmp_path / "meter") <= (config.limits.flops or 0)
+
+
+def test_work_that_was_lost_is_charged_as_if_its_evaluation_had_been_the_last(tmp_path: Path) -> None:
+    base = {"budget": {"steps": 40, "milestones": MILESTONES, "milestone_share": 0.25}}
+    config = study_config(base=base, limits={"flops": 1e20})
+    limit = flops_limit(config, storage_in(tmp_path), is_search=True)
+    assert limit is not None
+    whole = resolve(config.base, {"budget.milestone_share": 1.0})
+    cost = limit.flops_of(config.base)
+    records = {COST: cost, CONFIG: config.base.model_dump(mode="json")}
+    trials = [
+        optuna.create_trial(value=1.0, intermediate_values={MILESTONES: 1.0}, system_attrs={**records, **lost})
+        for lost in ({}, {LOST_MILESTONES: 2})
+    ]
+    assert limit.charge(trials[0]) == cost < limit.flops_of(whole)
+    assert limit.charge(trials[1]) == pytest.approx(cost + 2 * limit.flops_of(whole) / MILESTONES)
 
 
 def test_a_limit_without_room_for_one_trial_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ FREE: dict[str, object] = {
     "data.order_seed": 7,
     "budget.steps": 40,
     "budget.milestones": 2,
+    "budget.milestone_share": 0.5,
     "optim.lr": 0.5,
     "optim.grad_clip": 0.5,
     "optim.schedule": "wsd",
