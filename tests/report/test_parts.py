@@ -11,10 +11,10 @@ from moesearch.report.figures import control_place, pareto_front
 from moesearch.report.numbers import MISSING, compact, duration, exact, loss
 from moesearch.report.ranking import ranking_section
 from moesearch.report.routers import load_figure, routers_section
-from moesearch.report.sections import recommended_section
+from moesearch.report.sections import curves_section, recommended_section, settings_section
 from moesearch.report.summary import escape
 from moesearch.results.study import read_study
-from tests.results.stores import finished_study
+from tests.results.stores import BASE_ON_A_SHARE, finished_study, study_config
 
 
 @pytest.mark.parametrize(
@@ -107,3 +107,10 @@ def test_what_was_confirmed_alone_has_its_costs_from_there() -> None:
     assert recommended is not None
     facts = [value for block in recommended.blocks if isinstance(block, Facts) for _, value in block.items]
     assert not {"nan", MISSING} & set(facts)
+
+
+def test_the_report_says_where_curves_are_of_a_part_of_the_validation_split() -> None:
+    config = study_config(base=BASE_ON_A_SHARE)
+    results = read_study(finished_study(config=config).storage, "experts_topk")
+    assert "10, the last on the whole validation split, the others on 25 % of it" in repr(settings_section(results))
+    assert "Points before a trial's last are of 25 % of the validation split." in repr(curves_section(results))

@@ -58,6 +58,13 @@ def true_loss(params: Mapping[str, Any]) -> float:
     return loss + (0.02 if params["moe.noise"] else 0.0)
 
 
+BASE_ON_A_SHARE: dict[str, Any] = {
+    **EXPERTS_TOPK["base"],
+    "budget": {**EXPERTS_TOPK["base"]["budget"], "milestone_share": 0.25},
+}
+"""The base with its milestones before the last on a quarter of the validation split."""
+
+
 @dataclass
 class StoreBuilder:
     """Writes a study trial by trial; ``storage`` is what the code under test reads."""

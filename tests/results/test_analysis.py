@@ -2,12 +2,19 @@
 
 import pytest
 
-from moesearch.config.study import StudyConfig
 from moesearch.results.compute import compute_spent
 from moesearch.results.effects import knob_effects
 from moesearch.results.importance import knob_importance
 from moesearch.results.study import read_study
-from tests.results.stores import BASE_PARAMS, EXPERTS_TOPK, StoreBuilder, finished_study, study_config, true_loss
+from tests.results.stores import (
+    BASE_ON_A_SHARE,
+    BASE_PARAMS,
+    EXPERTS_TOPK,
+    StoreBuilder,
+    finished_study,
+    study_config,
+    true_loss,
+)
 
 CHOICES = {path: knob["choices"] for path, knob in EXPERTS_TOPK["search"].items()}
 
@@ -114,8 +121,7 @@ def test_pruning_at_three_tenths_saves_seven_tenths() -> None:
 
 
 def test_pruning_saves_the_evaluation_of_the_whole_split_at_the_end_too() -> None:
-    base = {**EXPERTS_TOPK["base"], "budget": {**EXPERTS_TOPK["base"]["budget"], "milestone_share": 0.25}}
-    builder = StoreBuilder(StudyConfig.model_validate({**EXPERTS_TOPK, "base": base}))
+    builder = StoreBuilder(study_config(base=BASE_ON_A_SHARE))
     builder.add(outcome="pruned", milestone=3)
     compute = compute_spent(read_study(builder.storage, "experts_topk"))
     (spent,) = compute.spendings
