@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -20,10 +21,12 @@ class ServerLock:
     nothing through that connection for ``max_seconds``, since a host that is cut off closes no connection.
     """
 
-    def __init__(self, engine: Engine, name: str, max_seconds: int) -> None:
+    def __init__(self, engine: Engine, name: str, max_seconds: int, on_wait: Callable[[], None] | None = None) -> None:
+        """``on_wait`` is called before waiting, if another session has the lock."""
         self._engine = engine
         self._key = int.from_bytes(hashlib.sha256(f"moesearch/{name}".encode()).digest()[:8], "big", signed=True)
         self._max_seconds = max_seconds
+        self._on_wait = on_wait
         self._depth = 0
         self._connection: Connection | None = None
 
@@ -47,6 +50,8 @@ class ServerLock:
         # Outside of any transaction: one that stays open would keep the server from tidying up.
         connection = self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         try:
+            if self._on_wait is not None and self._is_held(connection):
+                self._on_wait()
             connection.execute(
                 text("SELECT set_config('idle_session_timeout', :limit, false), pg_advisory_lock(:key)"),
                 {"limit": f"{self._max_seconds}s", "key": self._key},
@@ -56,6 +61,13 @@ class ServerLock:
             connection.close()
             raise
         return connection
+
+    def _is_held(self, connection: Connection) -> bool:
+        from sqlalchemy import text
+
+        # Taken and freed in one statement: whoever asks for it in between waits no longer than that takes.
+        tried = text("SELECT CASE WHEN pg_try_advisory_lock(:key) THEN pg_advisory_unlock(:key) ELSE false END")
+        return not connection.execute(tried, {"key": self._key}).scalar()
 
     def _free(self, connection: Connection) -> None:
         from sqlalchemy import text

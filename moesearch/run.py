@@ -109,6 +109,7 @@ def _run(config: StudyConfig, args: argparse.Namespace) -> int:
                     fresh=args.fresh,
                     command=command,
                     show=show,
+                    note=display.note,
                 )
             for log in outcome.notes:
                 display.warn(f"a worker wrote to {log}")

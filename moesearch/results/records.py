@@ -90,6 +90,8 @@ CORPUS_FACTS = "moesearch:corpus"
 """Name, sha256, characters, distinct ones, and bytes of each split, which lie one after the other in the text."""
 VERDICT = "moesearch:verdict"
 """results.verdict.Verdict as JSON values, once confirmation is done."""
+VERDICT_MAKER = "moesearch:verdict_maker"
+"""Host of the command that decides, or was the last one to; others wait for it."""
 
 
 def confirm_study_name(study_name: str) -> str:

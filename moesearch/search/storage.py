@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import optuna
 import sqlalchemy
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from optuna.storages import RDBStorage
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
@@ -103,14 +103,31 @@ def closing_store(storage: RDBStorage) -> Iterator[RDBStorage]:
         storage.engine.dispose()
 
 
-def store_lock(storage: RDBStorage, purpose: Purpose = "lock") -> AbstractContextManager[object]:
+def store_lock(
+    storage: RDBStorage, purpose: Purpose = "lock", on_wait: Callable[[], None] | None = None
+) -> AbstractContextManager[object]:
     """A lock that all workers of one store share, freed when its holder dies; its holder may take it again.
 
     On PostgreSQL the server keeps it, for all hosts. Otherwise it is a file, for the processes of this host.
+    ``on_wait`` is called before waiting, if somebody else holds it.
     """
     if storage.engine.dialect.name == "postgresql":
-        return ServerLock(storage.engine, purpose, _MAX_LOCK_SECONDS[purpose])
-    return FileLock(_lock_file(storage.engine.url, purpose))
+        return ServerLock(storage.engine, purpose, _MAX_LOCK_SECONDS[purpose], on_wait)
+    lock = FileLock(_lock_file(storage.engine.url, purpose))
+    return lock if on_wait is None else _taken(lock, on_wait)
+
+
+@contextmanager
+def _taken(lock: FileLock, on_wait: Callable[[], None]) -> Iterator[None]:
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        on_wait()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def locks_all_workers(storage: Store) -> bool:

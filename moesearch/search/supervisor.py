@@ -26,7 +26,14 @@ from optuna.storages import RDBStorage
 
 from moesearch.config.study import StudyConfig
 from moesearch.errors import InputError, LostTrialError, MoesearchError, TrackingError
-from moesearch.results.records import CORPUS_FACTS, SEARCH_END, SESSION_PREFIX, WORKER, confirm_study_name
+from moesearch.results.records import (
+    CORPUS_FACTS,
+    SEARCH_END,
+    SESSION_PREFIX,
+    VERDICT_MAKER,
+    WORKER,
+    confirm_study_name,
+)
 from moesearch.results.verdict import OpenedTest, Verdict
 from moesearch.search.assignments import finish
 from moesearch.search.checkpoint_files import checkpoints_at
@@ -36,11 +43,12 @@ from moesearch.search.crew import Workers
 from moesearch.search.faults import is_disk_full
 from moesearch.search.limits import time_out_reason
 from moesearch.search.machine import Placement, available_cores
+from moesearch.search.one_machine import machine_id, refuse_other_machines
 from moesearch.search.order import WorkOrder
 from moesearch.search.progress import Progress, hopeless
 from moesearch.search.storage import closing_store, open_storage, store_lock
 from moesearch.search.study import open_claims, open_study
-from moesearch.search.worker_names import worker_name
+from moesearch.search.worker_names import host_name, worker_name
 from moesearch.tracking.mlflow import MLflowTracker, prepare
 
 SHOW_SECONDS = 1.0
@@ -75,6 +83,7 @@ def run_study(
     fresh: bool,
     command: str,
     show: Callable[[Progress], None],
+    note: Callable[[str], None],
 ) -> Outcome:
     """Bring a study to the end that its file asks for, from wherever it stands.
 
@@ -84,6 +93,7 @@ def run_study(
         fresh: delete what the store holds of the study first.
         command: the command line, for the record.
         show: called about once a second with the state of the study.
+        note: called with a sentence about what this command waits for.
 
     Raises:
         InputError: a person's mistake, here or in a worker.
@@ -91,11 +101,12 @@ def run_study(
     """
     started = time.monotonic()
     with closing_store(open_storage(order.storage_url, on_stale=requeue_stale)) as storage:
+        refuse_other_machines(storage)
         study = open_study(order.config, storage, fresh=fresh, checkpoints=checkpoints_at(order.search_checkpoints))
         _check_corpus(order.config, storage)
         if fresh:
             _forget_runs(order)
-        supervisor = _Supervisor(order, storage, study, show)
+        supervisor = _Supervisor(order, storage, study, show, note)
         supervisor.recover()
         had_work = supervisor.has_work()
         if had_work:
@@ -114,12 +125,18 @@ def run_study(
 
 class _Supervisor:
     def __init__(
-        self, order: WorkOrder, storage: RDBStorage, study: optuna.Study, show: Callable[[Progress], None]
+        self,
+        order: WorkOrder,
+        storage: RDBStorage,
+        study: optuna.Study,
+        show: Callable[[Progress], None],
+        note: Callable[[str], None],
     ) -> None:
         self.order = order
         self.config = order.config
         self.storage = storage
         self.show = show
+        self.note = note
         self.started = time.monotonic()
         self.search = open_claims(self.config, storage, study, is_search=True)
         self.confirm: Claims | None = None
@@ -204,7 +221,13 @@ class _Supervisor:
         """
         study_id = self.storage.get_study_id_from_name(self.config.name)
         self.storage.set_study_system_attr(study_id, SEARCH_END, self.search.why_over())
-        with store_lock(self.storage, "verdict"):
+
+        def say_who_makes_it() -> None:
+            maker = self.storage.get_study_system_attrs(study_id).get(VERDICT_MAKER, "another command")
+            self.note(f"{self.config.name}: waiting for the verdict that {maker} makes")
+
+        with store_lock(self.storage, "verdict", say_who_makes_it):
+            self.storage.set_study_system_attr(study_id, VERDICT_MAKER, host_name())
             verdict = settle_verdict(self.config, self.storage, lambda keys: open_test_split(self.order, keys))
         if verdict is not None and verdict.best is not None:
             models = checkpoints_at(self.order.confirm_checkpoints)
@@ -266,6 +289,7 @@ def _session(storage: RDBStorage, order: WorkOrder, workers: Workers, command: s
         "device": workers.device,
         "host": socket.gethostname(),
         "process": worker_name(),
+        "machine": machine_id(),
         "versions": {
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "optuna", "mlflow", "tokenizers")},

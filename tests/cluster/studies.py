@@ -68,7 +68,8 @@ def run_on_ray(
     order = WorkOrder(config_in(folder, num_trials), url_of(folder), folder, None, "cpu")
     with joined_cluster():
         crew = RayCrew(order, cluster_share(order.config), work=work)
-        return run_study(order, crew, fresh=False, command="python -m moesearch.run toy.yaml --cluster ray", show=show)
+        command = "python -m moesearch.run toy.yaml --cluster ray"
+        return run_study(order, crew, fresh=False, command=command, show=show, note=print)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from optuna.trial import TrialState
 
 from moesearch.config.study import StudyConfig
 from moesearch.errors import InputError, MoesearchError
-from moesearch.results.records import CORPUS_FACTS, OUTCOME, REASON, SESSION_PREFIX
+from moesearch.results.records import CORPUS_FACTS, OUTCOME, REASON, SESSION_PREFIX, VERDICT_MAKER
 from moesearch.search import crew, supervisor
 from moesearch.search.crew import Crew
 from moesearch.search.machine import Placement, available_cores, gpu_names, place
 from moesearch.search.order import WorkOrder
 from moesearch.search.progress import Progress
+from moesearch.search.storage import store_lock
 from moesearch.search.supervisor import Outcome, run_study
+from moesearch.search.worker_names import host_name
 from tests.search.processes import start
 from tests.search.stand_ins import MILESTONES, begin, storage_in, study_config, url_of
 
@@ -51,6 +54,7 @@ def _run(
     num_trials: int = 6,
     num_workers: int = 1,
     shown: list[Progress] | None = None,
+    said: list[str] | None = None,
     **changes: Any,
 ) -> Outcome:
     shown = [] if shown is None else shown
@@ -62,6 +66,7 @@ def _run(
         fresh=False,
         command="python -m moesearch.run toy.yaml",
         show=shown.append,
+        note=(lambda _: None) if said is None else said.append,
     )
 
 
@@ -166,6 +171,21 @@ def test_an_interrupted_run_leaves_no_trial_running_and_the_next_one_finishes(nu
     assert all(list(trial.intermediate_values) == [1, 2, 3, 4] for trial in trials)
 
 
+def test_a_command_that_waits_for_anothers_verdict_says_whose(tmp_path: Path) -> None:
+    _run(tmp_path)
+    storage, said = storage_in(tmp_path), list[str]()
+    study_id = storage.get_study_id_from_name("toy")
+    with ThreadPoolExecutor() as threads:
+        with store_lock(storage, "verdict"):
+            storage.set_study_system_attr(study_id, VERDICT_MAKER, "elsewhere")
+            waiting = threads.submit(_run, tmp_path, said=said)
+            _wait_for(lambda: bool(said) or waiting.done())
+            assert not waiting.done()
+        assert not waiting.result(30).had_work
+    assert said == ["toy: waiting for the verdict that elsewhere makes"]
+    assert storage.get_study_system_attrs(study_id)[VERDICT_MAKER] == host_name()
+
+
 def _trials_if_any(folder: Path) -> list[optuna.trial.FrozenTrial]:
     try:
         return _trials(folder)
@@ -200,7 +220,7 @@ def test_a_worker_whose_gpu_is_lost_is_given_up_while_another_goes_on(
     order = WorkOrder(_config(tmp_path), url_of(tmp_path), tmp_path, None, "cpu")
     command = (sys.executable, "-m", "tests.search.fake_process", "gpu-1-is-lost")
     workers = Crew(order, placement, command=command)
-    outcome = run_study(order, workers, fresh=False, command="", show=lambda _: None)
+    outcome = run_study(order, workers, fresh=False, command="", show=lambda _: None, note=print)
     assert [trial.state for trial in _trials(tmp_path)] == [TrialState.COMPLETE] * 6
     (log,) = outcome.notes
     assert "device is lost" in log.read_text()
