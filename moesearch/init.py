@@ -41,7 +41,9 @@ base:
   model: {{ width: 64, num_layers: 2, num_heads: 4, context: 64 }}
   moe: {{ init: xavier_normal, noise: false }}
   data: {{ corpus: shakespeare, batch_size: 16 }} # your own text: `text: path/to/file.txt` in place of corpus
-  budget: {{ steps: 200, milestones: 5 }} # or tokens, active_flops or seconds in place of steps
+  # Or tokens, active_flops or seconds in place of steps. Milestones before the last, which pruning looks at, are
+  # evaluated on a quarter of the validation split, spread over all of it; the objective always is of the whole.
+  budget: {{ steps: 200, milestones: 5, milestone_share: 0.25 }}
 
 # What is searched: fields of a trial by their dotted paths, a knob for each. Three kinds of knob there are.
 search:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from moesearch.data.batches import evaluation_batches
 from moesearch.data.facts import part_windows
+from moesearch.errors import InputError
 from moesearch.model.losses import token_losses
 from moesearch.model.transformer import MoETransformer
 from moesearch.training.evaluation import evaluate_split
@@ -113,3 +114,9 @@ def test_patience_compares_losses_of_the_whole_split(tmp_path: Path) -> None:
     run = FullRun(trial(PART), TOKENS, "cpu", tmp_path, patience=2)
     reached = list(run.train(lambda: False))
     assert losses(reached) == losses(curve(trial()))[: len(reached)]
+
+
+def test_a_run_on_a_share_is_not_taken_up_with_patience(tmp_path: Path) -> None:
+    next(FullRun(trial(PART), TOKENS, "cpu", tmp_path).train(lambda: False))
+    with pytest.raises(InputError, match=r"budget\.milestone_share is 0\.3 there and 1\.0 here"):
+        FullRun(trial(PART), TOKENS, "cpu", tmp_path, patience=2)
