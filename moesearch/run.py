@@ -228,19 +228,32 @@ def _print_outcome(config: StudyConfig, outcome: Outcome, folder: Path, *, as_js
     if as_json:
         print(json.dumps(_outcome_json(config, outcome, folder)))
         return
+    from moesearch.config.labels import config_label
+
     progress = outcome.progress
     if not outcome.had_work:
         print(f"{config.name}: all {progress.num_finished} trials were done before; --trials N asks for more")
     if outcome.search_end:
         print(f"The search ended early: {outcome.search_end}.")
     if outcome.verdict is not None:
-        print(outcome.verdict.sentence)
+        print(_wrapped(outcome.verdict.sentence))
     elif progress.complete:
         best = progress.complete[0]
-        print(f"Best of {progress.num_finished} trials, not confirmed: {_label(best.params)}, {best.values[0]:.4f}")
+        label = config_label(best.params)
+        print(f"Best of {progress.num_finished} trials, not confirmed: {label}, {best.values[0]:.4f}")
     print(f"report  {folder / 'index.html'}")
     if (folder / "best.yaml").exists():
         print(f"next    python -m moesearch.train {folder / 'best.yaml'}")
+
+
+def _wrapped(text: str) -> str:
+    """The text in lines that a terminal does not break within words; in one line for anything else."""
+    import shutil
+    import textwrap
+
+    if not sys.stdout.isatty():
+        return text
+    return textwrap.fill(text, shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
 
 
 def _outcome_json(config: StudyConfig, outcome: Outcome, folder: Path) -> dict[str, Any]:
@@ -262,29 +275,26 @@ def _outcome_json(config: StudyConfig, outcome: Outcome, folder: Path) -> dict[s
     }
 
 
-def _label(params: dict[str, Any]) -> str:
-    from moesearch.config.labels import config_label
-
-    return config_label(params)
-
-
 def _snapshot(progress: Progress, num_workers: int) -> terminal.Snapshot:
     """What the display shows, from what the store says."""
-    from moesearch.results.continuations import is_finished, one_record_each
+    from moesearch.config.labels import config_label, running_label
+    from moesearch.results.continuations import is_finished, milestones_of, one_record_each
     from moesearch.results.records import EVAL_SECONDS, TRAIN_SECONDS
     from moesearch.terminal import Leader, RunningTrial, Snapshot, estimate_seconds_left
 
     config = progress.config
-    milestones = config.base.budget.milestones
     running = tuple(
         RunningTrial(
             trial.number,
-            _label(trial.params),
+            running_label(trial.params),
             trial.last_step or 0,
-            milestones,
+            milestones_of(trial, config.base.budget.milestones),
             None if trial.last_step is None else trial.intermediate_values[trial.last_step],
         )
         for trial in progress.running
+    )
+    leaders = tuple(
+        Leader(trial.number, config_label(trial.params), trial.values[0]) for trial in progress.complete[:5]
     )
     ended = [trial for trial in (*one_record_each(progress.search), *progress.confirm) if is_finished(trial)]
     num_confirm_runs = max(len(progress.confirm), config.num_confirm_runs)
@@ -299,12 +309,12 @@ def _snapshot(progress: Progress, num_workers: int) -> terminal.Snapshot:
         infeasible=progress.num_infeasible,
         failed=progress.num_failed,
         running=running,
-        leaders=tuple(Leader(trial.number, _label(trial.params), trial.values[0]) for trial in progress.complete[:5]),
+        leaders=leaders,
         elapsed_seconds=progress.seconds,
         seconds_left=estimate_seconds_left(
             [trial.user_attrs.get(TRAIN_SECONDS, 0.0) + trial.user_attrs.get(EVAL_SECONDS, 0.0) for trial in ended],
             max(0, to_do),
-            [trial.milestone / milestones for trial in running],
+            [trial.milestone / trial.num_milestones for trial in running],
             num_workers,
         ),
         confirmed=progress.num_confirmed,

@@ -110,8 +110,17 @@ def plain_line(snapshot: Snapshot) -> str:
         parts.append(f"best {snapshot.objective} {best.value:.4f} ({best.label} #{best.number})")
     if snapshot.running:
         parts.append(f"{len(snapshot.running)} running")
-    parts.append(f"{clock_text(snapshot.elapsed_seconds)} elapsed, {left_text(snapshot.seconds_left)}")
+    parts.append(times_text(snapshot))
     return f"{snapshot.study_name}: {'; '.join(part for part in parts if part)}"
+
+
+def times_text(snapshot: Snapshot, waited_seconds: float = 0.0, *, is_over: bool = False) -> str:
+    """Time since the start and time left, so long after the snapshot. The last steps have no forecast."""
+    text = f"{clock_text(snapshot.elapsed_seconds + waited_seconds)} elapsed"
+    if is_over or snapshot.phase == "report":
+        return text
+    left = None if snapshot.seconds_left is None else max(snapshot.seconds_left - waited_seconds, 0.0)
+    return f"{text}, {left_text(left)}"
 
 
 def progress_text(snapshot: Snapshot) -> str:
@@ -123,7 +132,7 @@ def progress_text(snapshot: Snapshot) -> str:
         case "confirm":
             return f"confirming, {done}/{of} runs"
         case "report":
-            return "writing the report"
+            return "testing the winner, writing the report"
         case _:
             assert_never(snapshot.phase)
 

@@ -22,13 +22,12 @@ from moesearch.snapshots import (
     Leader,
     RunningTrial,
     Snapshot,
-    clock_text,
     counts,
     estimate_seconds_left,
-    left_text,
     plain_line,
     progress,
     progress_text,
+    times_text,
 )
 
 __all__ = ["Leader", "LiveDisplay", "RunningTrial", "Snapshot", "estimate_seconds_left", "frame"]
@@ -59,7 +58,7 @@ class LiveDisplay:
         self._console = Console(file=stream, force_terminal=is_terminal, highlight=False, soft_wrap=not is_terminal)
         self._snapshot: Snapshot | None = None
         self._received = 0.0
-        self._is_over = False
+        self._ended: float | None = None
         self._live: Live | None = None
         self._plain: _PlainLines | None = None
         if is_terminal and not quiet:
@@ -75,7 +74,7 @@ class LiveDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._is_over = True
+        self._ended = self._clock()
         if self._plain is not None:
             self._plain.end()
         if self._live is not None:
@@ -103,8 +102,9 @@ class LiveDisplay:
     def _frame(self) -> RenderableType:
         if self._snapshot is None:
             return Text("starting")
-        waited = None if self._is_over else self._clock() - self._received
-        return frame(self._snapshot, waited, self._console.width, self._console.height)
+        is_over = self._ended is not None
+        waited = (self._clock() if self._ended is None else self._ended) - self._received
+        return frame(self._snapshot, waited, self._console.width, self._console.height, is_over=is_over)
 
 
 class _PlainLines:
@@ -141,10 +141,12 @@ def _news(snapshot: Snapshot) -> tuple[object, ...]:
     return (*counts(snapshot), snapshot.confirmed, snapshot.best)
 
 
-def frame(snapshot: Snapshot, waited_seconds: float | None, columns: int, rows: int) -> RenderableType:
+def frame(
+    snapshot: Snapshot, waited_seconds: float, columns: int, rows: int, *, is_over: bool = False
+) -> RenderableType:
     """One picture of the live display for a terminal of this size.
 
-    ``waited_seconds`` is the snapshot's age, and None once all is over: what stays on the terminal makes no forecast.
+    ``waited_seconds`` is the snapshot's age. What stays on the terminal once all is over makes no forecast.
     """
     is_wide = columns >= WIDE_COLUMNS
     num_leaders, num_running = _shares(snapshot, rows, is_wide)
@@ -160,7 +162,8 @@ def frame(snapshot: Snapshot, waited_seconds: float | None, columns: int, rows: 
         both.add_row(*tables)
         tables = [both]
     spaced = [part for table in tables for part in (Text(), table)]
-    return Group(_headline(snapshot, waited_seconds), _progress_bar(snapshot), *spaced)
+    times = times_text(snapshot, waited_seconds, is_over=is_over)
+    return Group(_headline(snapshot, times), _progress_bar(snapshot), *spaced)
 
 
 def _shares(snapshot: Snapshot, rows: int, is_wide: bool) -> tuple[int, int]:
@@ -174,11 +177,7 @@ def _shares(snapshot: Snapshot, rows: int, is_wide: bool) -> tuple[int, int]:
     return leaders, min(running, max(room - leaders, 0))
 
 
-def _headline(snapshot: Snapshot, waited_seconds: float | None) -> Table:
-    times = f"{clock_text(snapshot.elapsed_seconds + (waited_seconds or 0.0))} elapsed"
-    if waited_seconds is not None:
-        left = None if snapshot.seconds_left is None else max(snapshot.seconds_left - waited_seconds, 0.0)
-        times += f", {left_text(left)}"
+def _headline(snapshot: Snapshot, times: str) -> Table:
     line = Table.grid(expand=True)
     line.add_column(ratio=1, no_wrap=True, overflow="ellipsis")
     line.add_column(justify="right", no_wrap=True)

@@ -46,9 +46,11 @@ class Terminal(io.StringIO):
         return True
 
 
-def drawn(snapshot: Snapshot, columns: int = 80, rows: int = 24, waited_seconds: float | None = 0.0) -> list[str]:
+def drawn(
+    snapshot: Snapshot, columns: int = 80, rows: int = 24, waited_seconds: float = 0.0, *, is_over: bool = False
+) -> list[str]:
     console = Console(width=columns, height=rows, file=io.StringIO(), record=True, color_system=None)
-    console.print(frame(snapshot, waited_seconds, columns, rows))
+    console.print(frame(snapshot, waited_seconds, columns, rows, is_over=is_over))
     return console.export_text().splitlines()
 
 
@@ -145,7 +147,7 @@ def test_the_clock_runs_on_between_snapshots() -> None:
 
 
 def test_what_stays_at_the_end_makes_no_forecast() -> None:
-    assert drawn(SNAPSHOT, waited_seconds=None)[0].endswith("4:12 elapsed")
+    assert drawn(SNAPSHOT, is_over=True)[0].endswith("4:12 elapsed")
 
 
 def test_markup_and_control_characters_of_a_name_are_shown_and_not_obeyed() -> None:

@@ -13,6 +13,11 @@ def config_label(params: Mapping[str, object]) -> str:
     return " ".join(_word(path, value) for path, value in params.items()) or "base"
 
 
+def running_label(params: Mapping[str, object]) -> str:
+    """A name for what is being trained; a trial has none before the sampler has said what it tries."""
+    return config_label(params) if params else "being chosen"
+
+
 def short_value(value: object) -> str:
     """A knob's value in few characters: ``on``, ``0.001``, ``none``."""
     match value:
@@ -28,6 +33,8 @@ def short_value(value: object) -> str:
 
 def _word(path: str, value: object) -> str:
     match path:
+        case "control":
+            return f"{value} control"
         case "moe.num_experts":
             return f"E{short_value(value)}"
         case "moe.top_k":

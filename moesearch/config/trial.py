@@ -278,6 +278,14 @@ class TrialConfig(Section):
                     del values[section][name]
         return values
 
+    def reads(self, path: str) -> bool:
+        """Whether a field, named by its dotted path, says anything of this configuration.
+
+        A single expert is no choice among experts: such a model is dense, and has nothing to route.
+        """
+        section, _, name = path.partition(".")
+        return section != "moe" or not self.moe.is_dense or (name in FEED_FORWARD_FIELDS and name != "top_k")
+
     def fingerprint(self) -> str:
         """Sixteen hex digits that name the configuration, whatever its seeds are.
 

@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from moesearch.report import figures
 from moesearch.report.blocks import Block, Gallery, Picture, Section, Table, Text
 from moesearch.report.canvas import BEST, OTHER, new_figure
-from moesearch.report.numbers import MISSING, compact, duration, exact, loss
+from moesearch.report.numbers import MISSING, OBJECTIVES, compact, duration, exact, loss
 from moesearch.results.comparison import Comparison, Found
-from moesearch.results.study import StudyResults
+from moesearch.results.study import UNITS, StudyResults
 
 
 def comparison_sections(comparison: Comparison, studies: Sequence[StudyResults]) -> tuple[Section, ...]:
@@ -39,7 +39,7 @@ def sentence(comparison: Comparison) -> str:
     if not own:
         return f"{first.study} has the lowest loss so far, {loss(first.mean)} with {first.label}; nothing was tested."
     closest = min(own, key=lambda each: each.difference)
-    against = f"{closest.difference:.4f} nats below that of {closest.other}"
+    against = f"{closest.difference:.4f} {UNITS[comparison.loss]} below that of {closest.other}"
     interval = f"{closest.low:.4f} to {closest.high:.4f}"
     if all(each.is_shown for each in own):
         return f"The best of {first.study}, {first.label}, is {against} (95 % interval {interval})."
@@ -53,7 +53,7 @@ def _side_by_side(comparison: Comparison, studies: Sequence[StudyResults]) -> Se
     header = (
         "study",
         "best",
-        "loss",
+        "bits per byte" if comparison.loss == "val_bpb" else "loss",
         "seeds",
         "seed noise",
         "FLOPs/token",
@@ -71,7 +71,7 @@ def _side_by_side(comparison: Comparison, studies: Sequence[StudyResults]) -> Se
             Picture(
                 "bests",
                 "The best of each study",
-                _bests_figure([found for found in comparison.found if found.losses]),
+                _bests_figure(comparison),
                 described,
                 "Bar: 95 % interval of the mean over its own seeds. Dots: seeds.",
                 in_summary=True,
@@ -79,8 +79,8 @@ def _side_by_side(comparison: Comparison, studies: Sequence[StudyResults]) -> Se
             Picture(
                 "best_curves",
                 "How they learned",
-                figures.best_curves_figure(studies),
-                "Validation loss over training tokens of the best trial of each study",
+                figures.best_curves_figure(studies, comparison.loss),
+                f"{OBJECTIVES[comparison.loss]} over training tokens of the best trial of each study",
                 in_summary=True,
             ),
         )
@@ -107,8 +107,8 @@ def _row(found: Found) -> tuple[str, ...]:
     )
 
 
-def _bests_figure(found: Sequence[Found]) -> Figure:
-    ranked = sorted(found, key=lambda each: each.mean)
+def _bests_figure(comparison: Comparison) -> Figure:
+    ranked = sorted((each for each in comparison.found if each.losses), key=lambda each: each.mean)
     figure, axes = new_figure(0.75 + 1.35 * figures.ROW_INCHES * len(ranked))
     for row, each in enumerate(ranked):
         colour = BEST if row == 0 else OTHER
@@ -117,5 +117,5 @@ def _bests_figure(found: Sequence[Found]) -> Figure:
             axes.hlines(row, *each.interval, color=colour, linewidth=2.2, zorder=2)
         axes.vlines(each.mean, row - 0.16, row + 0.16, color=colour, linewidth=2.2, zorder=4)
         figures.row_label(axes, row, f"{each.study}: {each.label}", loss(each.mean), bold=row == 0)
-    figures.style_rows(axes, len(ranked), "validation loss (nats per token)")
+    figures.style_rows(axes, len(ranked), OBJECTIVES[comparison.loss])
     return figure

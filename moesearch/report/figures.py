@@ -12,11 +12,12 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from moesearch.config.quantities import Loss
 from moesearch.report.canvas import BASE, BEST, INK, MUTED, OTHER, PAPER, PRUNED, new_figure
 from moesearch.report.numbers import OBJECTIVES, compact, percent
 from moesearch.results.compute import Compute
 from moesearch.results.study import StudyResults
-from moesearch.results.verdict import Verdict
+from moesearch.results.verdict import Candidate, Verdict
 
 MAX_CURVES = 200
 """Curves and dots of one figure; more are a blot, and heavy. A larger study shows an even sample."""
@@ -78,48 +79,73 @@ def differences_figure(verdict: Verdict) -> Figure:
 
 
 def cost_figure(results: StudyResults, column: str, label: str) -> Figure:
-    """Objective against a cost, one dot per configuration, with the front of those that nothing beats in both."""
-    table = results.ranking[(results.ranking["num_seeds"] > 0) & results.ranking[column].notna()]
+    """Objective against a cost, one dot per configuration, with the front of those that nothing beats in both.
+
+    Where configurations were confirmed, they alone are on the front, at their means: the search's values are at another
+    learning rate, and chosen. Those are pale then.
+    """
+    searched = results.ranking[(results.ranking["num_seeds"] > 0) & results.ranking[column].notna()]
+    confirmed = confirmed_places(results, column)
     figure, axes = new_figure(2.75)
-    costs, values = table[column].astype(float).to_numpy(), table["value"].to_numpy()
-    if len(table) and costs.max() > 4 * costs.min():
-        axes.set_xscale("log")
+    places = searched[[column, "value"]].astype(float).to_numpy()
+    axes.scatter(
+        places[:, 0], places[:, 1], s=20, color=PRUNED if confirmed else OTHER, alpha=0.9, linewidth=0, zorder=2
+    )
+    marked = confirmed or _search_places(results, searched, column)
+    for candidate, place in marked:
+        _mark(axes, place, candidate, results.verdict)
+    on_front = np.array([place for _, place in marked] if confirmed else places).reshape(-1, 2)
+    costs, values = on_front.T
     front = pareto_front(costs, values)
     axes.step(costs[front], values[front], where="post", color=MUTED, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
-    axes.scatter(costs, values, s=20, color=OTHER, alpha=0.8, linewidth=0, zorder=2)
-    best = results.verdict.best
-    marks = [(results.baseline_fingerprint, "baseline", BASE, "s")]
-    marks += [(best.fingerprint, "best", BEST, "o")] if best is not None else []
-    for fingerprint, name, colour, marker in marks:
-        for _, row in table[table["fingerprint"] == fingerprint].iterrows():
-            _mark(axes, (float(row[column]), float(row["value"])), name, colour, marker)
-    for place in control_place(results, column):
-        _mark(axes, place, "dense", INK, "^")
-    axes.margins(x=0.12, y=0.16)
+    every_cost = np.concatenate([places[:, 0], costs])
+    if len(every_cost) and every_cost.max() > 4 * every_cost.min() > 0:
+        axes.set_xscale("log")
+    axes.margins(x=0.14, y=0.18)
     axes.set_xlabel(label)
     axes.set_ylabel(OBJECTIVES[results.config.objective])
     count_axis(axes)
     return figure
 
 
-def control_place(results: StudyResults, column: str) -> list[tuple[float, float]]:
-    """Cost of the dense control, and its mean objective over confirmation runs; empty without one."""
-    controls = [candidate for candidate in results.verdict.ranking if candidate.is_control]
-    places = [(float(results.costs[column][control.fingerprint]), control.mean) for control in controls]
-    return [place for place in places if np.isfinite(place[0])]
+def confirmed_places(results: StudyResults, column: str) -> list[tuple[Candidate, tuple[float, float]]]:
+    """Cost of each confirmed configuration, and its mean objective over confirmation runs; empty without any."""
+    if results.verdict.conclusion in ("unconfirmed", "nothing"):
+        return []
+    costs = results.costs[column]
+    ranking = results.verdict.ranking
+    places = [(candidate, (float(costs[candidate.fingerprint]), candidate.mean)) for candidate in ranking]
+    return [(candidate, place) for candidate, place in places if np.isfinite(place[0])]
 
 
-def _mark(axes: Axes, place: tuple[float, float], name: str, colour: str, marker: str) -> None:
+def _search_places(
+    results: StudyResults, searched: pd.DataFrame, column: str
+) -> list[tuple[Candidate, tuple[float, float]]]:
+    """Best and baseline as the search has them, while nothing is confirmed."""
+    rows = searched.set_index("fingerprint")
+    told_apart = [each for each in results.verdict.ranking if each.is_baseline or each is results.verdict.best]
+    return [
+        (each, (float(rows[column][each.fingerprint]), float(rows["value"][each.fingerprint])))
+        for each in told_apart
+        if each.fingerprint in rows.index
+    ]
+
+
+def _mark(axes: Axes, place: tuple[float, float], candidate: Candidate, verdict: Verdict) -> None:
+    """A configuration that is told apart, with what it is beside it."""
+    is_best = candidate is verdict.best
+    names = {"best": is_best, "baseline": candidate.is_baseline, "dense": candidate.is_control}
+    marker = "^" if candidate.is_control else "s" if candidate.is_baseline else "o"
+    colour = BEST if is_best else BASE if candidate.is_baseline else INK if candidate.is_control else OTHER
     axes.scatter(*place, s=52, color=colour, marker=marker, edgecolor=PAPER, linewidth=1, zorder=3)
-    # The best is low, so the room is below it; most others stand below the baseline.
-    above = name != "best"
     axes.annotate(
-        name,
+        ", ".join(name for name, applies in names.items() if applies),
         place,
-        xytext=(0, 7 if above else -7),
+        # The best is low, so the room is below it; most others stand below the baseline.
+        xytext=(0, -7 if is_best else 7),
         textcoords="offset points",
         ha="center",
-        va="bottom" if above else "top",
+        va="top" if is_best else "bottom",
         color=colour,
         weight="bold",
         zorder=4,
@@ -152,15 +178,16 @@ def curves_figure(results: StudyResults, highlighted: int | None = None) -> Figu
         if outcome == "pruned" and lines:
             ends = np.array([line[-1] for line in lines])
             axes.scatter(ends[:, 0], ends[:, 1], marker="x", s=16, color=MUTED, linewidth=1, zorder=3)
+    shown = np.isin(outcomes, ["complete", "pruned", "running"])
+    low, high = _loss_limits(curves["milestone"][shown], curves[objective][shown])
     told_apart = highlighted_trials(results) if highlighted is None else [(highlighted, f"trial {highlighted}", BEST)]
     for number, name, colour in told_apart:
         line = curves[curves["number"] == number]
-        if line.empty:
+        if line.empty or line[objective].min() > high:  # It was stopped before the axis begins.
             continue
         axes.plot(line["tokens"].astype(float), line[objective], color=colour, linewidth=2.2, label=name, zorder=4)
     axes.autoscale_view()
-    shown = np.isin(outcomes, ["complete", "pruned", "running"])
-    axes.set_ylim(*_loss_limits(curves["milestone"][shown], curves[objective][shown]))
+    axes.set_ylim(low, high)
     axes.set_xlim(left=0)
     axes.set_xlabel("training tokens")
     axes.set_ylabel(OBJECTIVES[objective])
@@ -172,8 +199,8 @@ def curves_figure(results: StudyResults, highlighted: int | None = None) -> Figu
     return figure
 
 
-def best_curves_figure(studies: Sequence[StudyResults]) -> Figure:
-    """Validation loss over training tokens of the best trial of each study."""
+def best_curves_figure(studies: Sequence[StudyResults], loss: Loss) -> Figure:
+    """A loss over training tokens of the best trial of each study."""
     figure, axes = new_figure(3.3)
     styles = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1, 2)))
     drawn: list[pd.DataFrame] = []
@@ -181,11 +208,11 @@ def best_curves_figure(studies: Sequence[StudyResults]) -> Figure:
         if results.ranking.empty:
             continue
         line = results.curves[results.curves["number"] == results.ranking["best_number"].iloc[0]]
-        line = line[np.isfinite(line["val_loss"].astype(float))]
+        line = line[np.isfinite(line[loss].astype(float))]
         drawn.append(line)
         axes.plot(
             line["tokens"].astype(float),
-            line["val_loss"],
+            line[loss],
             color=(BEST, BASE, OTHER, INK)[index % 4],
             linestyle=styles[index // 4 % 4],
             linewidth=1.8,
@@ -193,11 +220,11 @@ def best_curves_figure(studies: Sequence[StudyResults]) -> Figure:
         )
     if drawn:
         lines = pd.concat(drawn)
-        axes.set_ylim(*_loss_limits(lines["milestone"], lines["val_loss"]))
+        axes.set_ylim(*_loss_limits(lines["milestone"], lines[loss]))
         axes.legend(labelcolor=INK, loc="upper right")
     axes.set_xlim(left=0)
     axes.set_xlabel("training tokens")
-    axes.set_ylabel("validation loss (nats per token)")
+    axes.set_ylabel(OBJECTIVES[loss])
     count_axis(axes)
     return figure
 
@@ -272,11 +299,16 @@ def _loss_limits(milestones: pd.Series[Any], losses: pd.Series[Any]) -> tuple[fl
 
 
 def highlighted_trials(results: StudyResults) -> Sequence[tuple[int, str, str]]:
-    """Trial number, name and colour of the curves that are told apart."""
-    best = results.verdict.best
-    wanted = {} if best is None else {best.fingerprint: ("best", BEST)}
-    wanted = {results.baseline_fingerprint: ("baseline", BASE), **wanted}
+    """Trial number, name and colour of the curves that are told apart: of the best that the search has, the baseline.
+
+    The dense control is no configuration of the search, so where it is best the next one stands for the search.
+    """
     ranking = results.ranking.set_index("fingerprint")
+    wanted = {results.baseline_fingerprint: ("baseline", BASE)}
+    found = [each for each in results.verdict.ranking if each.fingerprint in ranking.index]
+    if found:
+        is_best = found[0] is results.verdict.best
+        wanted[found[0].fingerprint] = ("best" if is_best else "best with experts", BEST)
     return [
         (int(ranking["best_number"][fingerprint]), name, colour)
         for fingerprint, (name, colour) in wanted.items()

@@ -41,7 +41,7 @@ def effect_figure(results: StudyResults, effects: Effects, path: str) -> Figure:
     values = effects.evened_out(path)
     levels = effects.levels[path]
     names = [name for name in levels.cat.categories if (levels == name).any()]
-    figure, axes = new_figure(2.3)
+    figure, axes = new_figure(2.55)
     for place, name in enumerate(names):
         dots = _even_sample_of(values[levels == name])
         # A fixed spread instead of a random one: the same data, the same picture.

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moesearch.config.labels import short_value
+from moesearch.config.trial import TrialConfig
 from moesearch.report import canvas, figures
 from moesearch.report.build import status_line
-from moesearch.report.numbers import duration, exact, loss
+from moesearch.report.numbers import MISSING, duration, exact, loss
 from moesearch.report.routers import layer_loads, load_figure
 from moesearch.report.summary import escape
 from moesearch.results import records, wording
@@ -59,7 +60,8 @@ def dashboard_notes(results: StudyResults, report: str, experiment_url: str | No
 
 
 def _study_note(results: StudyResults, report: str, experiment_url: str | None) -> str:
-    lines = [f"**{escape(results.verdict.sentence)}**", ""]
+    headline, rest = wording.headline_and_rest(results.verdict)
+    lines = [f"**{escape(headline)}**", "", *([escape(rest), ""] if rest else [])]
     for detail in wording.details(results.verdict):
         lines += [escape(detail), ""]
     lines += [f"- {escape(status_line(results))}", f"- Report: `{report}`"]
@@ -81,8 +83,11 @@ def _trial_note(results: StudyResults, number: int, experiment_url: str | None) 
         lines += [escape(row["reason"]), ""]
     lines += [*_place(results, number), "", "| knob | value | baseline |", "| :-- | :-- | :-- |"]
     baseline = results.knobs_of(results.baseline)
+    resolved = results.trial(number).system_attrs.get(records.CONFIG)
+    config = None if resolved is None else TrialConfig.model_validate(resolved)
     for path in results.config.search:
-        lines.append(f"| {escape(path)} | {escape(short_value(row[path]))} | {escape(short_value(baseline[path]))} |")
+        value = short_value(row[path]) if config is None or config.reads(path) else MISSING
+        lines.append(f"| {escape(path)} | {escape(value)} | {escape(short_value(baseline[path]))} |")
     lines += [
         "",
         f"val_loss {loss(row['val_loss'])} at milestone {exact(row['milestone'])}; "

@@ -29,7 +29,8 @@ from moesearch.results.study import StudyResults
 
 def verdict_section(results: StudyResults) -> Section:
     """The answer in a sentence, and how far the study is."""
-    blocks: list[Block] = [Text(results.verdict.sentence, "lead")]
+    headline, rest = wording.headline_and_rest(results.verdict)
+    blocks: list[Block] = [Text(headline, "lead"), *([Text(rest)] if rest else [])]
     if not results.is_finished:
         blocks.append(Text(progress(results), "note"))
     blocks.extend(Text(detail) for detail in wording.details(results.verdict))
@@ -58,7 +59,7 @@ def recommended_section(results: StudyResults) -> Section | None:
     row = results.costs.reindex([exported.fingerprint]).iloc[0]
     knobs = results.knobs_of(exported.config)
     blocks: list[Block] = [
-        Facts(tuple((path, short_value(value)) for path, value in knobs.items())),
+        Facts(tuple((path, short_value(value)) for path, value in knobs.items() if exported.config.reads(path))),
         Facts(
             (
                 ("total parameters", exact(row["total_params"])),
@@ -122,15 +123,17 @@ def cost_section(results: StudyResults) -> Section | None:
         for column, (name, title, label) in costs.items()
         if table[column].notna().any()
     ]
+    confirmed = figures.confirmed_places(results, "flops_per_token")
     text = (
-        "A dot is a configuration with its value in the search. Nothing beats one on the dashed line in both loss and "
-        "cost. Better per step need not be better per second, so every sense of cost has its picture."
+        "A large mark is a confirmed configuration, the mean over fresh seeds; a pale dot is one of the search, at the "
+        "value that the search saw. Nothing that was confirmed beats one on the dashed line in both loss and cost."
+        if confirmed
+        else "A dot is a configuration with its value in the search. Nothing beats one on the dashed line in both loss "
+        "and cost."
     )
-    if figures.control_place(results, "flops_per_token"):
-        text += (
-            " The triangle is the dense control: no experts, equal active FLOPs, the mean of its confirmation runs, at "
-            "its own learning rate; the ranking has the others' at theirs."
-        )
+    if any(candidate.is_control for candidate, _ in confirmed):
+        text += " The triangle is the dense control: no experts, equal active FLOPs."
+    text += " Better per step need not be better per second, so every sense of cost has its picture."
     return Section("cost", "Cost", "What a lower loss costs", (Text(text), Gallery(tuple(pictures))))
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from scipy import stats
 
 from moesearch.config.flat import flatten
+from moesearch.config.quantities import Loss
 from moesearch.config.study import StudyConfig
 from moesearch.results.compute import compute_spent
 from moesearch.results.study import StudyResults
@@ -28,9 +29,8 @@ class Found:
     label: str
     """Empty before a trial has finished."""
     losses: tuple[float, ...]
-    """Validation losses, nats per token: of its confirmation runs, else of its trials in the search."""
+    """Validation losses in the comparison's unit: of its confirmation runs, else of its trials in the search."""
     is_confirmed: bool
-    seed_noise: float | None
     flops_per_token: float
     active_params: float
     total_params: float
@@ -42,6 +42,11 @@ class Found:
     @property
     def mean(self) -> float:
         return float(np.mean(self.losses)) if self.losses else float("nan")
+
+    @property
+    def seed_noise(self) -> float | None:
+        """Standard deviation over its own seeds; None for one."""
+        return float(np.std(self.losses, ddof=1)) if len(self.losses) > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
@@ -71,6 +76,8 @@ class Difference:
 class Comparison:
     """Studies side by side, in the order in which they were named."""
 
+    loss: Loss
+    """In which losses are compared: bits per byte where the studies' tokens differ, else nats per token."""
     found: tuple[Found, ...]
     differences: tuple[Difference, ...]
     obstacles: tuple[str, ...]
@@ -80,7 +87,7 @@ class Comparison:
 
     @property
     def is_comparable(self) -> bool:
-        """Whether all losses are of the same text in the same tokens."""
+        """Whether all losses are of the same text."""
         return not any(obstacle.startswith("Not comparable") for obstacle in self.obstacles)
 
 
@@ -90,13 +97,21 @@ def compare(studies: Sequence[StudyResults]) -> Comparison:
     Holm's correction is over all pairs. The seeds of two studies are not paired, so an interval here is wider than
     that of a comparison within one study.
     """
-    found = tuple(_found(results) for results in studies)
+    loss: Loss = "val_bpb" if _have_different_tokens(studies) else "val_loss"
+    found = tuple(_found(results, loss) for results in studies)
     obstacles = tuple(_obstacles(studies))
     comparable = not any(obstacle.startswith("Not comparable") for obstacle in obstacles)
-    return Comparison(found, _differences(found) if comparable else (), obstacles, _settings(studies))
+    return Comparison(loss, found, _differences(found) if comparable else (), obstacles, _settings(studies))
 
 
-def _found(results: StudyResults) -> Found:
+def _have_different_tokens(studies: Sequence[StudyResults]) -> bool:
+    """Whether a token of one study may be another text than a token of the next, or of the same study's next trial."""
+    tokens = {(results.config.base.data.tokenizer, results.config.base.data.vocab_size) for results in studies}
+    searched = {"data.tokenizer", "data.vocab_size"}
+    return len(tokens) > 1 or any(searched & set(results.config.search) for results in studies)
+
+
+def _found(results: StudyResults, loss: Loss) -> Found:
     verdict = results.verdict
     best = verdict.best
     row: Mapping[Any, Any] = {}
@@ -106,13 +121,12 @@ def _found(results: StudyResults) -> Found:
         row = results.costs.reindex([best.fingerprint]).iloc[0].to_dict()
         runs = results.confirm if is_confirmed else results.trials
         runs = runs[(runs["outcome"] == "complete") & (runs["fingerprint"] == best.fingerprint)]
-        losses = tuple(map(float, runs["val_loss"]))
+        losses = tuple(map(float, runs[loss]))
     return Found(
         study=results.name,
         label="" if best is None else best.label,
         losses=losses,
         is_confirmed=is_confirmed,
-        seed_noise=verdict.seed_noise,
         flops_per_token=float(row.get("flops_per_token", np.nan)),
         active_params=float(row.get("active_params", np.nan)),
         total_params=float(row.get("total_params", np.nan)),
@@ -149,8 +163,8 @@ def _differences(found: Sequence[Found]) -> tuple[Difference, ...]:
 def _obstacles(studies: Sequence[StudyResults]) -> Iterator[str]:
     if len({results.corpus.get("sha256") for results in studies}) > 1:
         yield "Not comparable: the studies are about different texts."
-    elif len({results.corpus.get("vocab_size") for results in studies}) > 1:
-        yield "Not comparable in nats per token: the tokenizers differ. Compare bits per byte."
+    elif _have_different_tokens(studies):
+        yield "The tokenizers differ, so losses are compared in bits per byte: nats per token depend on the tokens."
     budgets = {tuple(results.config.base.budget.model_dump().items()) for results in studies}
     if len(budgets) > 1:
         yield "The budgets of a trial differ, so a lower loss may be longer training."

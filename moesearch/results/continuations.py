@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 
-from moesearch.results.records import CONTINUES, FINGERPRINT, FINISHED_OUTCOMES, OUTCOME, REPLICATE
+from moesearch.results.records import CONFIG, CONTINUES, FINGERPRINT, FINISHED_OUTCOMES, OUTCOME, REPLICATE
 
 Key = tuple[str, int]
 """Fingerprint and replicate: names a trial through all its records."""
@@ -66,3 +66,9 @@ def one_record_each(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
         trial.system_attrs[CONTINUES]["number"] for trial in trials if is_continuation(trial) and not is_void(trial)
     }
     return [trial for trial in trials if trial.number not in continued] if continued else list(trials)
+
+
+def milestones_of(trial: FrozenTrial, usual: int) -> int:
+    """At how many milestones the trial is evaluated: a confirmation run at fewer than the search's."""
+    resolved = trial.system_attrs.get(CONFIG)
+    return usual if resolved is None else int(resolved["budget"]["milestones"])

@@ -19,11 +19,11 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.engine import URL
 
 from moesearch.config.confirm_runs import num_confirm_runs
-from moesearch.config.labels import config_label
+from moesearch.config.labels import config_label, running_label
 from moesearch.config.secrets import mask_url
 from moesearch.errors import StoreError
 from moesearch.results import records
-from moesearch.results.continuations import first_value
+from moesearch.results.continuations import first_value, milestones_of
 
 SILENT_SECONDS = 120
 """After this long without a sign of life a trial may be taken over by another worker."""
@@ -270,9 +270,9 @@ def _running_trial(trial: FrozenTrial, phase: TrialPhase, milestones: int, *, is
     return RunningTrial(
         phase=phase,
         number=trial.number,
-        label=config_label(trial.params),
+        label=running_label(trial.params),
         milestone=trial.last_step or 0,
-        num_milestones=milestones,
+        num_milestones=milestones_of(trial, milestones),
         value=None if trial.last_step is None else trial.intermediate_values[trial.last_step],
         started=None if trial.datetime_start is None else trial.datetime_start.astimezone(UTC),
         worker=trial.user_attrs.get(records.WORKER, ""),

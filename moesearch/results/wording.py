@@ -28,11 +28,16 @@ def joined(words: Sequence[str]) -> str:
 
 
 def sentence(verdict: Verdict) -> str:
-    """The verdict in a sentence or two."""
+    """The verdict in a few sentences."""
+    return " ".join(filter(None, headline_and_rest(verdict)))
+
+
+def headline_and_rest(verdict: Verdict) -> tuple[str, str]:
+    """The verdict's answer in one sentence, and those that follow it: empty where there are none."""
     best = verdict.best
     match verdict.conclusion:
         case "nothing":
-            return "No configuration has finished its training yet, so there is no answer yet."
+            return "No configuration has finished its training yet, so there is no answer yet.", ""
         case "unconfirmed":
             assert best is not None
             return _unconfirmed(verdict, best)
@@ -40,7 +45,8 @@ def sentence(verdict: Verdict) -> str:
             assert best is not None
             return (
                 f"{best.label} reached {amount(verdict, best.mean)}{_interval(verdict, best.low, best.high)} on "
-                f"{verdict.num_seeds} fresh seeds. No other configuration was confirmed, so nothing is said of others."
+                f"{verdict.num_seeds} fresh seeds.",
+                "No other configuration was confirmed, so nothing is said of others.",
             )
         case "winner":
             assert best is not None
@@ -98,14 +104,20 @@ def _rates(ranking: Sequence[Candidate]) -> Iterator[str]:
     if found:
         tries = [len(rate.tried) for _, rate in found]
         count = f"{min(tries)}" if min(tries) == max(tries) else f"{min(tries)} to {max(tries)}"
-        each = joined([f"{rate.lr:g} for {label}" for label, rate in found])
-        yield (
-            f"Learning rates: each configuration was confirmed at the best of {count} that it tried on a seed apart, "
-            f"{each}."
-        )
-    for label, rate in found:
-        if rate.lr in (rate.tried[0][0], rate.tried[-1][0]):
-            yield f"The learning rate of {label} is at the end of those tried: a better one may lie beyond."
+        by_rate: dict[str, list[str]] = {}
+        for label, rate in found:
+            by_rate.setdefault(f"{rate.lr:.3g}", []).append(label)
+        each = "; ".join(f"{lr} for {joined(labels)}" for lr, labels in by_rate.items())
+        if len(by_rate) == 1 and len(found) == len(ranking) > 1:
+            each = f"{next(iter(by_rate))} for all of them"
+        who = "each configuration" if len(found) == len(ranking) else joined([label for label, _ in found])
+        were = "were" if 1 < len(found) < len(ranking) else "was"
+        yield f"Learning rates: {who} {were} confirmed at the best of {count} tried on a seed apart: {each}."
+    ends = [label for label, rate in found if rate.lr in (rate.tried[0][0], rate.tried[-1][0])]
+    if ends:
+        rates = "learning rate" if len(ends) == 1 else "learning rates"
+        are = "is" if len(ends) == 1 else "are"
+        yield f"The {rates} of {joined(ends)} {are} at the end of those tried: a better one may lie beyond."
 
 
 def _interval(verdict: Verdict, low: float | None, high: float | None, kind: str = "") -> str:
@@ -114,7 +126,7 @@ def _interval(verdict: Verdict, low: float | None, high: float | None, kind: str
     return f" ({verdict.confidence * 100:g} % interval{kind} {low:.4f} to {high:.4f})"
 
 
-def _unconfirmed(verdict: Verdict, best: Candidate) -> str:
+def _unconfirmed(verdict: Verdict, best: Candidate) -> tuple[str, str]:
     text = f"{best.label} leads with {amount(verdict, best.mean)}, not confirmed yet"
     if len(verdict.ranking) > 1:
         second = verdict.ranking[1]
@@ -122,34 +134,37 @@ def _unconfirmed(verdict: Verdict, best: Candidate) -> str:
         if best.num_seeds == second.num_seeds == 1:
             text += " rests on one seed each"
         text += " and was chosen by the numbers that show it"
-    return f"{text}. Only training on fresh seeds can tell it from luck."
+    return f"{text}.", "Only training on fresh seeds can tell it from luck."
 
 
-def _winner(verdict: Verdict, best: Candidate, runner_up: Comparison) -> str:
+def _winner(verdict: Verdict, best: Candidate, runner_up: Comparison) -> tuple[str, str]:
     name = f"{runner_up.label} (the baseline)" if runner_up.is_baseline else runner_up.label
     others = "" if len(verdict.comparisons) == 1 else f"the runner-up, {name}"
     lead = f"{amount(verdict, runner_up.difference)} ({percent(runner_up.percent)})"
     return (
         f"{_subject(best)} is best: {amount(verdict, best.mean)}, {lead} below {others or name}, at "
         f"{verdict.confidence * 100:g} % confidence ({verdict.num_seeds} fresh seeds each, paired"
-        f"{', Holm-corrected' if others else ''}).{_against(verdict, runner_up)}"
+        f"{', Holm-corrected' if others else ''}).",
+        " ".join(_against(verdict, runner_up)),
     )
 
 
-def _no_difference(verdict: Verdict, best: Candidate, runner_up: Comparison) -> str:
-    text = (
-        f"No difference was shown between the leaders {joined(verdict.leaders)}. {_subject(best)} has the lowest mean, "
-        f"{amount(verdict, best.mean)}, {amount(verdict, runner_up.difference)} ({percent(runner_up.percent)}) below "
-        f"{runner_up.label}"
-        f"{_interval(verdict, runner_up.low, runner_up.high, ', Holm-corrected,')}. "
+def _no_difference(verdict: Verdict, best: Candidate, runner_up: Comparison) -> tuple[str, str]:
+    lowest = (
+        f"{_subject(best)} has the lowest mean, {amount(verdict, best.mean)}, "
+        f"{amount(verdict, runner_up.difference)} ({percent(runner_up.percent)}) below {runner_up.label}"
+        f"{_interval(verdict, runner_up.low, runner_up.high, ', Holm-corrected,')}."
     )
     if verdict.seeds_needed is None:
-        text += f"{MAX_SEEDS} seeds each could not show a difference that small: take the cheaper one."
+        more_seeds = f"{MAX_SEEDS} seeds each could not show a difference that small: take the cheaper one."
     else:
         more = verdict.seeds_needed - verdict.num_seeds
         seeds = "seed" if more == 1 else "seeds"
-        text += f"If they truly differ by that much, {more} more {seeds} each could show it (now {verdict.num_seeds})."
-    return text + _against(verdict, runner_up)
+        more_seeds = (
+            f"If they truly differ by that much, {more} more {seeds} each could show it (now {verdict.num_seeds})."
+        )
+    rest = (lowest, more_seeds, *_against(verdict, runner_up))
+    return f"No difference was shown between the leaders, {joined(verdict.leaders)}.", " ".join(rest)
 
 
 def _subject(best: Candidate) -> str:
@@ -157,16 +172,14 @@ def _subject(best: Candidate) -> str:
     return best.label[:1].upper() + best.label[1:] if best.is_control else best.label
 
 
-def _against(verdict: Verdict, already_said: Comparison) -> str:
+def _against(verdict: Verdict, already_said: Comparison) -> Iterator[str]:
     """What was shown against the baseline and the dense control, unless it has been said of the runner-up."""
-    text = ""
     for other in verdict.comparisons:
         if other is already_said or not (other.is_baseline or other.is_control):
             continue
         name = f"the baseline, {other.label}," if other.is_baseline else f"{other.label} of equal active FLOPs"
         lead = f"{amount(verdict, other.difference)} ({percent(other.percent)})"
         if other.is_shown:
-            text += f" It beats {name} by {lead}."
+            yield f"It beats {name} by {lead}."
         else:
-            text += f" Its lead of {lead} over {name} is not shown either."
-    return text
+            yield f"Its lead of {lead} over {name} is not shown either."

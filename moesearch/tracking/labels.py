@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any, Literal
+from urllib.parse import quote
 
 from moesearch.config.labels import config_label
 from moesearch.config.quantities import ROUTER_QUANTITIES, RouterQuantity
@@ -32,14 +33,21 @@ def trial_tags(
     return tags if outcome is None else {**tags, "outcome": outcome}
 
 
+CURVES_FILTER = "tags.phase != 'confirm'"
+
 _CURVES = ("train_loss", "val_loss", "val_bpb", "tokens", "active_flops", "train_seconds")
 # By layers only what tells a sick layer from a healthy one: all would be eight charts a layer, and 10 ms a milestone.
 _BY_LAYER: tuple[RouterQuantity, ...] = ("load_entropy", "max_vio")
 
 
 def milestone_metrics(point: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of an ``EvalPoint``, given as its fields; MLflow groups charts by what is before the slash."""
+    """The metrics of an ``EvalPoint``, given as its fields; MLflow groups charts by what is before the slash.
+
+    MLflow draws the groups by their names, and what has none last. So the losses come again as a group, to be drawn
+    first; their plain names are what a search and a sorted column take.
+    """
     metrics = {name: float(point[name]) for name in _CURVES}
+    metrics |= {f"loss/{name}": metrics[name] for name in ("train_loss", "val_loss")}
     health = point["router_health"]
     if health is None:
         return metrics
@@ -57,9 +65,10 @@ def as_text(value: object) -> str:
 def charts_route(experiment_id: str) -> str:
     """The part of an MLflow address that shows the charts of an experiment, the best trials first.
 
-    MLflow draws the first ten runs of its list, and by itself the list begins with the newest.
+    MLflow draws the first ten runs of its list, and by itself the list begins with the newest. Confirmation runs are
+    left out: they are evaluated at their ends alone, so they have no curves.
     """
     return (
         f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&compareRunsMode=CHART"
-        "&orderByKey=metrics.%60val_loss%60&orderByAsc=true"
+        f"&orderByKey=metrics.%60val_loss%60&orderByAsc=true&searchFilter={quote(CURVES_FILTER)}"
     )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesearch.report.blocks import Facts, Table
-from moesearch.report.figures import control_place, pareto_front
+from moesearch.report.figures import confirmed_places, cost_figure, pareto_front
 from moesearch.report.numbers import MISSING, compact, duration, exact, loss
 from moesearch.report.ranking import ranking_section
 from moesearch.report.routers import load_figure, routers_section
@@ -80,15 +80,24 @@ def test_the_section_on_routers_says_how_many_experts_are_dead() -> None:
     assert len(table.rows) > 3
 
 
-def test_the_dense_control_stands_beside_the_configurations() -> None:
+def test_confirmed_configurations_stand_at_their_means_over_fresh_seeds() -> None:
     results = read_study(finished_study().storage, "experts_topk")
-    assert control_place(results, "flops_per_token") == []
     [first, *others] = results.verdict.ranking
-    results.__dict__["verdict"] = replace(results.verdict, ranking=(replace(first, is_control=True), *others))
-    [(cost, value)] = control_place(results, "flops_per_token")
+    places = confirmed_places(results, "flops_per_token")
+    assert [candidate for candidate, _ in places] == [first, *others]
     runs = results.confirm[results.confirm["fingerprint"] == first.fingerprint]
-    assert cost == runs["flops_per_token"].iloc[0]
-    assert value == pytest.approx(runs["value"].mean())
+    assert places[0][1] == pytest.approx((runs["flops_per_token"].iloc[0], runs["value"].mean()))
+    results.__dict__["verdict"] = replace(results.verdict, conclusion="unconfirmed")
+    assert confirmed_places(results, "flops_per_token") == []
+
+
+def test_a_dense_control_that_is_best_is_called_both() -> None:
+    results = read_study(finished_study().storage, "experts_topk")
+    control = replace(results.verdict.ranking[0], is_control=True)
+    ranking = (control, *results.verdict.ranking[1:])
+    results.__dict__["verdict"] = replace(results.verdict, ranking=ranking)
+    names = {text.get_text() for text in cost_figure(results, "flops_per_token", "cost").axes[0].texts}
+    assert {"best, dense", "baseline"} <= names
 
 
 def test_what_was_confirmed_alone_has_its_costs_from_there() -> None:

@@ -47,3 +47,15 @@ def test_settings_that_differ_are_listed_and_only_those(study: StudyResults) -> 
     longer = study.config.model_copy(update={"num_trials": study.config.num_trials + 1})
     comparison = compare([study, other(study, config=longer)])
     assert comparison.settings == {"num_trials": (str(study.config.num_trials), str(longer.num_trials))}
+
+
+def test_losses_in_two_kinds_of_tokens_are_compared_in_bits_per_byte(study: StudyResults) -> None:
+    data = study.config.base.data.model_copy(update={"tokenizer": "byte"})
+    base = study.config.base.model_copy(update={"data": data})
+    worse = other(study, config=study.config.model_copy(update={"base": base}))
+    worse.__dict__["confirm"] = study.confirm.assign(val_bpb=study.confirm["val_bpb"] + 0.5)
+    comparison = compare([study, worse])
+    [difference] = comparison.differences
+    assert difference.difference == pytest.approx(0.5)
+    assert "0.5000 bits per byte below" in sentence(comparison)
+    assert any("tokenizers differ" in obstacle for obstacle in comparison.obstacles)

@@ -95,7 +95,7 @@ def test_no_difference_is_said_with_the_seeds_that_could_show_one() -> None:
     assert verdict.leaders == ("E1", "E2")
     assert verdict.seeds_needed is not None
     assert verdict.seeds_needed > 3
-    assert "No difference was shown between the leaders E1 and E2." in verdict.sentence
+    assert "No difference was shown between the leaders, E1 and E2." in verdict.sentence
     assert f"{verdict.seeds_needed - 3} more seeds each could show it" in verdict.sentence
 
 
@@ -222,7 +222,7 @@ def test_the_winners_curse_compares_at_the_learning_rate_of_the_search() -> None
 
 def test_the_learning_rates_are_said_and_one_at_the_end_of_those_tried_is_a_warning() -> None:
     bracketed = wording.details(at_rate(1e-3, {5e-4: 1.9, 1e-3: 1.8, 2e-3: 1.9}))
-    assert any("the best of 3 that it tried on a seed apart, 0.001 for E2" in detail for detail in bracketed)
+    assert any("the best of 3 tried on a seed apart: 0.001 for all of them" in detail for detail in bracketed)
     assert not any("may lie beyond" in detail for detail in bracketed)
     at_end = wording.details(at_rate(8e-3, {4e-3: 1.9, 8e-3: 1.8}))
-    assert any("The learning rate of E2 is at the end of those tried" in detail for detail in at_end)
+    assert any("The learning rates of E2, E4 and E1 are at the end of those tried" in detail for detail in at_end)

@@ -51,7 +51,8 @@ def point(router_health: RouterHealth | None) -> dict[str, Any]:
 def test_metrics_of_a_milestone_have_the_routers_in_groups_of_their_own() -> None:
     layers = [LayerHealth((0.5, 0.5), 1.0, vio, 0, 0.0, 0.7, 0.5, 1.0, 0.0) for vio in (0.0, 0.25)]
     metrics = milestone_metrics(point(RouterHealth.of(layers)))
-    assert metrics["val_loss"] == 1
+    assert metrics["val_loss"] == metrics["loss/val_loss"] == 1
+    assert min(name for name in metrics if "/" in name).startswith("loss/")
     assert {f"router/{name}" for name in ROUTER_QUANTITIES} <= metrics.keys()
     assert metrics["router/max_vio"] == 0.25
     assert [metrics[f"router by layer/max_vio {layer}"] for layer in (0, 1)] == [0.0, 0.25]
