@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import optuna
@@ -19,10 +20,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.results.continuations import is_finished
 from moesearch.results.records import FINGERPRINT, MILESTONE_PREFIX, MLFLOW_RUN_ID, REPLICATE, confirm_study_name
-from moesearch.search.storage import open_storage
+from moesearch.search.storage import closing_store, open_storage
 from moesearch.tracking.database import open_client
 from moesearch.tracking.mlflow import run_status
 from tests.chaos.points import FOLDER, SUPERVISOR_POINTS, WORKER_POINTS, arm, is_armed
+from tests.postgres import PostgresServer
 
 NUM_TRIALS = 12
 NUM_RANDOM_KILLS = 9
@@ -45,45 +47,81 @@ control: none
 Curve = tuple[tuple[object, ...], ...]
 
 
-@pytest.fixture
-def study(tmp_path: Path) -> Path:
-    text, path = tmp_path / "text.txt", tmp_path / "chaos.yaml"
+@dataclass(frozen=True)
+class Run:
+    """A study's run in a folder of its own, and where its store is."""
+
+    study: Path
+    folder: Path
+    store: str
+    mlflow: str
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chaos")
+    text, path = folder / "text.txt", folder / "chaos.yaml"
     text.write_text("".join(f"To be, or not to be, that is question {n * 7919 % 1000}.\n" for n in range(400)))
     path.write_text(STUDY.format(text=text))
     return path
 
 
+@pytest.fixture(scope="module")
+def quiet(study: Path) -> Run:
+    """The same study without a kill, on SQLite: what the others have to come to, on whatever store."""
+    run = _on_sqlite(study, study.parent / "quiet")
+    assert _command("moesearch.run", run).wait() == 0
+    return run
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def run(request: pytest.FixtureRequest, study: Path, tmp_path: Path) -> Iterator[Run]:
+    if request.param == "sqlite":
+        yield _on_sqlite(study, tmp_path / "chaos")
+        return
+    server: PostgresServer = request.getfixturevalue("postgres")
+    store = server.new_database()
+    yield Run(study, tmp_path / "chaos", store, f"{store}_mlflow")
+    for url in (store, f"{store}_mlflow"):
+        server.drop(url)
+
+
+def _on_sqlite(study: Path, folder: Path) -> Run:
+    runs = folder / "runs"
+    return Run(study, folder, f"sqlite:///{runs / 'optuna.db'}", f"sqlite:///{runs / 'mlflow.db'}")
+
+
 @pytest.mark.timeout(600)
-def test_twenty_kills_lose_repeat_and_change_nothing(study: Path, tmp_path: Path) -> None:
-    quiet = _command("moesearch.run", study, tmp_path / "quiet")
-    assert quiet.wait() == 0
+def test_twenty_kills_lose_repeat_and_change_nothing(quiet: Run, run: Run, tmp_path: Path) -> None:
     points = tmp_path / "points"
     points.mkdir()
-    num_random_kills, num_commands = _run_through(study, tmp_path / "chaos", points)
+    num_random_kills, num_commands = _run_through(run, points)
     num_named_kills = len(WORKER_POINTS) + len(SUPERVISOR_POINTS)
     assert not list(points.iterdir()), "a point was never reached"
     assert num_named_kills + num_random_kills >= 20
     print(f"{num_named_kills} kills at named points, {num_random_kills} at random, {num_commands} commands")
     for phase in ("chaos", confirm_study_name("chaos")):
-        trials = _trials(tmp_path / "chaos", phase)
+        trials = _trials(run, phase)
         assert {trial.state for trial in trials} == {TrialState.COMPLETE}
         assert sum(map(is_finished, trials)) == (NUM_TRIALS if phase == "chaos" else 2)
         curves = {_key(trial): _curve(trial) for trial in trials}
         assert len(curves) == len(trials), "a trial ran twice"
-        assert curves == {_key(trial): _curve(trial) for trial in _trials(tmp_path / "quiet", phase)}
-        assert _mlflow_states(tmp_path / "chaos", trials) == {
+        assert curves == {_key(trial): _curve(trial) for trial in _trials(quiet, phase)}
+        assert _mlflow_states(run, trials) == {
             trial.user_attrs[MLFLOW_RUN_ID]: run_status("COMPLETE") for trial in trials
         }
-    assert (tmp_path / "chaos" / "reports" / "chaos" / "index.html").exists()
-    assert not list((tmp_path / "chaos" / "runs" / "checkpoints" / "chaos").glob("*/*.tmp"))
+    assert (run.folder / "reports" / "chaos" / "index.html").exists()
+    assert not list((run.folder / "runs" / "checkpoints" / "chaos").glob("*/*.tmp"))
 
 
-def _command(module: str, study: Path, folder: Path, **environment: str) -> subprocess.Popen[bytes]:
-    places = ("--runs", str(folder / "runs"), "--reports", str(folder / "reports"))
-    log = folder.with_suffix(".log").open("ab")
-    with log:
+def _command(module: str, run: Run, **environment: str) -> subprocess.Popen[bytes]:
+    flags = ["--workers", "2", "--quiet", "--storage", run.store]
+    flags += ["--runs", str(run.folder / "runs"), "--reports", str(run.folder / "reports")]
+    # Here, since a fixture of the module is older than those of its tests: bits are compared, so one expert product.
+    environment = {"MLFLOW_TRACKING_URI": "", "MOESEARCH_EXPERT_BACKEND": "grouped", **environment}
+    with _log(run).open("ab") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", module, str(study), "--workers", "2", "--quiet", *places],
+            [sys.executable, "-m", module, str(run.study), *flags],
             stdout=log,
             stderr=log,
             cwd=Path(__file__).parents[2],
@@ -92,13 +130,17 @@ def _command(module: str, study: Path, folder: Path, **environment: str) -> subp
         )
 
 
-def _run_through(study: Path, folder: Path, points: Path) -> tuple[int, int]:
+def _log(run: Run) -> Path:
+    return run.folder.with_suffix(".log")
+
+
+def _run_through(run: Run, points: Path) -> tuple[int, int]:
     """Give the same command until it ends well; the numbers of random kills and of commands."""
     chance, num_kills, ahead = random.Random(0), 0, list(WORKER_POINTS)
     for point in SUPERVISOR_POINTS:
         arm(points, point)
     for num_commands in range(1, MAX_COMMANDS + 1):
-        process = _command("tests.chaos.mortal_command", study, folder, **{FOLDER: str(points)})
+        process = _command("tests.chaos.mortal_command", run, **{FOLDER: str(points)})
         next_kill = time.monotonic() + chance.uniform(2, 6)
         while process.poll() is None:
             time.sleep(0.05)
@@ -108,11 +150,11 @@ def _run_through(study: Path, folder: Path, points: Path) -> tuple[int, int]:
             if num_kills < NUM_RANDOM_KILLS and time.monotonic() > next_kill:
                 num_kills += _kill_one_of(process.pid, chance)
                 next_kill = time.monotonic() + chance.uniform(1, 5)
-        _wait_for_orphans(folder)
+        _wait_for_orphans(points)
         if process.returncode == 0:
             return num_kills, num_commands
         # 1 is the command that gave up on workers which died of our points again and again.
-        assert process.returncode in (-signal.SIGKILL, 1), folder.with_suffix(".log").read_text()[-3000:]
+        assert process.returncode in (-signal.SIGKILL, 1), _log(run).read_text()[-3000:]
     raise AssertionError(f"{MAX_COMMANDS} commands were not enough")
 
 
@@ -125,29 +167,25 @@ def _kill_one_of(supervisor: int, chance: random.Random) -> bool:
     return False
 
 
-def _wait_for_orphans(folder: Path) -> None:
+def _wait_for_orphans(points: Path) -> None:
     """Workers of a killed supervisor leave by themselves: none is there when the next command begins, or soon after."""
     deadline = time.monotonic() + 60  # one that is still importing torch on a busy machine has not looked yet
     while time.monotonic() < deadline:
-        if not any(_is_worker_of(process, folder) for process in psutil.process_iter(["cmdline", "environ"])):
+        if not any(_is_worker_of(process, points) for process in psutil.process_iter(["cmdline", "environ"])):
             return
         time.sleep(0.05)
     raise AssertionError("a worker outlived its supervisor")
 
 
-def _is_worker_of(process: psutil.Process, folder: Path) -> bool:
-    points = str(folder.with_name("points"))
+def _is_worker_of(process: psutil.Process, points: Path) -> bool:
     environment = process.info["environ"] or {}
     is_worker = "tests.chaos.mortal_worker" in (process.info["cmdline"] or ())
-    return is_worker and environment.get(FOLDER) == points and process.status() != psutil.STATUS_ZOMBIE
+    return is_worker and environment.get(FOLDER) == str(points) and process.status() != psutil.STATUS_ZOMBIE
 
 
-def _trials(folder: Path, name: str) -> list[FrozenTrial]:
-    storage = open_storage(f"sqlite:///{folder / 'runs' / 'optuna.db'}", create=False)
-    try:
+def _trials(run: Run, name: str) -> list[FrozenTrial]:
+    with closing_store(open_storage(run.store, create=False)) as storage:
         return optuna.load_study(study_name=name, storage=storage).trials
-    finally:
-        storage.engine.dispose()
 
 
 def _key(trial: FrozenTrial) -> tuple[str, int]:
@@ -166,8 +204,8 @@ def _curve(trial: FrozenTrial) -> Curve:
     )
 
 
-def _mlflow_states(folder: Path, trials: list[FrozenTrial]) -> Mapping[str, str]:
-    client = open_client(f"sqlite:///{folder / 'runs' / 'mlflow.db'}")
+def _mlflow_states(run: Run, trials: list[FrozenTrial]) -> Mapping[str, str]:
+    client = open_client(run.mlflow)
     return {
         run_id: client.get_run(run_id).info.status for run_id in (trial.user_attrs[MLFLOW_RUN_ID] for trial in trials)
     }

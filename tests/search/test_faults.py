@@ -25,6 +25,8 @@ from moesearch.search.worker import run_worker
 from tests.search.stand_ins import JsonCheckpoints, TableCheckpoint, TableTrainer, begin, new_job, study_config, work
 from tests.search.test_claims import DEAD_WORKER
 
+pytestmark = pytest.mark.usefixtures("every_store")
+
 GB = 10**9
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pytest
 from optuna.trial import TrialState
 
 from moesearch.config.study import StudyConfig
@@ -25,6 +26,8 @@ from moesearch.training.trainer import LaneTrainer
 from tests.search.processes import start
 from tests.search.stand_ins import MILESTONES, JsonCheckpoints, TableTrainer, begin, new_job, study_config, url_of, work
 from tests.search.test_worker import NoteTracker
+
+pytestmark = pytest.mark.usefixtures("every_store")
 
 SEARCH: dict[str, Any] = {
     "moe.num_experts": {"type": "categorical", "choices": [2, 4, 8, 16, 32]},

@@ -25,6 +25,8 @@ from moesearch.search.trial_cost import TextSizes, largest_flops
 from tests.search.processes import start
 from tests.search.stand_ins import MILESTONES, TableTrainer, begin, curve, storage_in, study_config, work
 
+pytestmark = pytest.mark.usefixtures("every_store")
+
 
 def _largest(config: StudyConfig) -> float:
     return largest_flops(config, TextSizes(config.base.data))
