@@ -21,14 +21,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     names = list(dict.fromkeys(study_name_of(study) for study in args.studies))
     storage = open_storage(storage_url(args.storage, args.runs), create=False)
-    for name in names:
-        try:
-            folder = build_report(storage, name, args.reports)
-        except OSError as error:
-            raise InputError(f"{args.reports}: cannot be written: {error.strerror}; choose another --reports") from None
-        print(folder / "index.html")
-    if len(names) > 1:
-        print(build_comparison(storage, names, args.reports) / "index.html")
+    try:
+        for name in names:
+            print(build_report(storage, name, args.reports) / "index.html")
+        if len(names) > 1:
+            print(build_comparison(storage, names, args.reports) / "index.html")
+    except OSError as error:
+        place = error.filename or args.reports
+        raise InputError(f"{place}: cannot be written: {error.strerror}; choose another --reports") from None
     return 0
 
 

@@ -85,6 +85,7 @@ def _print_plan(config: StudyConfig, *, as_json: bool) -> int:
 
 
 def _run(config: StudyConfig, args: argparse.Namespace) -> int:
+    from moesearch.folders import make_folders
     from moesearch.live import LiveViews
     from moesearch.search.supervisor import run_study
     from moesearch.terminal import LiveDisplay
@@ -101,6 +102,7 @@ def _run(config: StudyConfig, args: argparse.Namespace) -> int:
     command = shlex.join(["python", "-m", "moesearch.run", *map(mask_url, sys.argv[1:])])
     try:
         with _hired(config, args) as (order, workers), LiveDisplay(quiet=args.quiet) as display:
+            make_folders(order, args.reports)
             display.note(f"{config.name}: {workers}; {order.runs}")
             with LiveViews(order, args.reports):
                 outcome = run_study(

@@ -79,7 +79,7 @@ def _signs_of_others(storage: RDBStorage) -> Iterator[tuple[str, float]]:
 def _sessions(storage: RDBStorage) -> Iterator[Mapping[str, Any]]:
     for study in storage.get_all_studies():
         for key, value in storage.get_study_system_attrs(study._study_id).items():
-            if key.startswith(SESSION_PREFIX):
+            if key.startswith(SESSION_PREFIX) and "process" in value:  # of an early version: long over
                 yield value
 
 
