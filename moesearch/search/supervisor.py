@@ -26,14 +26,8 @@ from optuna.storages import RDBStorage
 
 from moesearch.config.study import StudyConfig
 from moesearch.errors import InputError, LostTrialError, MoesearchError, TrackingError
-from moesearch.results.records import (
-    CORPUS_FACTS,
-    SEARCH_END,
-    SESSION_PREFIX,
-    VERDICT_MAKER,
-    WORKER,
-    confirm_study_name,
-)
+from moesearch.results import records
+from moesearch.results.records import SESSION_PREFIX, VERDICT_MAKER, WORKER, confirm_study_name
 from moesearch.results.verdict import OpenedTest, Verdict
 from moesearch.search.assignments import finish
 from moesearch.search.checkpoint_files import checkpoints_at
@@ -196,14 +190,16 @@ class _Supervisor:
             shown, is_behind = 0.0, False
             while workers.is_at_work:
                 is_behind |= workers.bury_the_dead()
-                with _unless_disk_is_full():
-                    if is_behind:
-                        self.recover(workers.innocent)
-                        is_behind = False
-                    if time.monotonic() - shown >= SHOW_SECONDS:
-                        self._end_hung(workers)
+                if time.monotonic() - shown >= SHOW_SECONDS:
+                    shown = time.monotonic()
+                    # Apart, since a full disk shall not keep from being shown that it is full.
+                    with _unless_disk_is_full():
                         self.show(replace(self.progress(), lacks_room=workers.lacks_room))
-                        shown = time.monotonic()
+                    with _unless_disk_is_full():
+                        self._end_hung(workers)
+                        if is_behind:
+                            self.recover(workers.innocent)
+                            is_behind = False
                 workers.wait()
             self.notes = workers.notes
             if workers.is_stopping:
@@ -220,7 +216,7 @@ class _Supervisor:
         Of the models that were confirmed, only the winner's stay on disk.
         """
         study_id = self.storage.get_study_id_from_name(self.config.name)
-        self.storage.set_study_system_attr(study_id, SEARCH_END, self.search.why_over())
+        self.storage.set_study_system_attr(study_id, records.SEARCH_END, self.search.why_over())
 
         def say_who_makes_it() -> None:
             maker = self.storage.get_study_system_attrs(study_id).get(VERDICT_MAKER, "another command")
@@ -256,7 +252,7 @@ def _check_corpus(config: StudyConfig, storage: RDBStorage) -> None:
     if config.base.data.tokenizer == "char" and config.base.data.context_bytes is None:
         facts.check_length(config.base.model.context)
     study_id = storage.get_study_id_from_name(config.name)
-    stored = storage.get_study_system_attrs(study_id).get(CORPUS_FACTS)
+    stored = storage.get_study_system_attrs(study_id).get(records.CORPUS_FACTS)
     if stored is not None and stored["sha256"] != facts.sha256:
         raise InputError(
             f"study {config.name} began on another text (sha256 {stored['sha256'][:12]}…, {facts.name} now has "
@@ -264,7 +260,7 @@ def _check_corpus(config: StudyConfig, storage: RDBStorage) -> None:
         )
     storage.set_study_system_attr(
         study_id,
-        CORPUS_FACTS,
+        records.CORPUS_FACTS,
         {
             "name": facts.name,
             "sha256": facts.sha256,
@@ -306,13 +302,13 @@ def _session(storage: RDBStorage, order: WorkOrder, workers: Workers, command: s
 
 @contextmanager
 def _unless_disk_is_full() -> Iterator[None]:
-    """Leave undone what a full disk prevents; all of it can be done later, by this command or the next."""
+    """Leave undone what a full disk prevents, and can be done later; that workers lack room is shown anyhow."""
     try:
         yield
     except Exception as error:
         if not is_disk_full(error):
             raise
-        _logger.warning("no room on the disk: %s", error)
+        _logger.info("no room on the disk: %s", error)
 
 
 @contextmanager
