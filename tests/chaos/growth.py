@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sqlite3
 import tempfile
 import time
@@ -46,10 +47,20 @@ class ClockTrainer(TableTrainer):
         super().load(lane, config, checkpoint)
 
 
-def seconds_per_trial(num_stored: int, folder: Path) -> float:
+def seconds_per_trial(sizes: tuple[int, ...], folder: Path) -> dict[int, float]:
+    """Number of stored trials -> processor seconds that one more takes."""
+    few = folder / str(FEW)
+    few.mkdir()
+    begin(_config(FEW), few)
+    _work(_config(FEW), few)
+    for size in sizes:
+        if size != FEW:
+            shutil.copytree(few, folder / str(size))
+    return {size: _seconds_per_trial(size, folder / str(size)) for size in sizes}
+
+
+def _seconds_per_trial(num_stored: int, folder: Path) -> float:
     """Median over NUM_MEASURED trials of one worker, the first ones apart: with them it reads the whole store."""
-    begin(_config(FEW), folder)
-    _work(_config(FEW), folder)
     _multiply(folder / "optuna.db", num_stored // FEW)
     begun = _work(_config(num_stored + 3 + NUM_MEASURED), folder)[2:]
     return median(after - before for before, after in pairwise(begun))
@@ -89,8 +100,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.growth", description=__doc__)
     parser.add_argument("--stored", type=int, default=10_000, help="trials in the larger store (default 10000)")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as few, tempfile.TemporaryDirectory() as many:
-        seconds = {size: seconds_per_trial(size, Path(at)) for size, at in ((FEW, few), (args.stored, many))}
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = seconds_per_trial((FEW, args.stored), Path(folder))
     milliseconds = {size: round(1000 * value, 1) for size, value in seconds.items()}
     print(json.dumps({"milliseconds_per_trial": milliseconds, "ratio": round(seconds[args.stored] / seconds[FEW], 2)}))
     return 0
