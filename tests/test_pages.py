@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +12,10 @@ from typing import Any
 import pytest
 
 from moesearch.config.loader import load_trial
-from moesearch.servers import free_port
-from moesearch.tracking.labels import charts_route
+from tests.pages import CHROMIUM, charts_page, experiment_id, launched_browser, loopback_page, served
 from tests.test_run import STUDY
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright here; pip install -e .[dev] brings it")
+pytest.importorskip("playwright.sync_api", reason="no Playwright here; pip install -e .[dev] brings it")
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (Debian: apt install chromium)")
 
 
@@ -66,26 +61,14 @@ def test_the_same_command_again_finds_nothing_to_do(run: dict[str, Any], folder:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as engine:
-        # Chromium's sandbox refuses to run as root, as which containers test.
-        launched = engine.chromium.launch(
-            executable_path=CHROMIUM, chromium_sandbox=os.getuid() != 0, args=["--disable-gpu"]
-        )
-        yield launched
-        launched.close()
+    with launched_browser() as browser:
+        yield browser
 
 
 @pytest.fixture
 def page(browser: Any) -> Iterator[Any]:
-    """A page of a window that reaches this machine alone; an error in a page's script fails the test."""
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, permissions=[])
-    context.route(lambda url: not url.startswith(("http://127.0.0.1", "file:", "data:", "blob:")), lambda r: r.abort())
-    page = context.new_page()
-    errors: list[str] = []
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    yield page
-    context.close()
-    assert errors == []
+    with loopback_page(browser) as page:
+        yield page
 
 
 @pytest.fixture
@@ -139,20 +122,8 @@ def test_the_report_prints(page: Any, report: str, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def servers(run: dict[str, Any], folder: Path) -> Iterator[dict[str, str]]:
-    """Addresses of optuna-dashboard and MLflow on the run's files."""
-    ports = {"--port": free_port("127.0.0.1"), "--mlflow-port": free_port("127.0.0.1")}
-    flags = [str(part) for flag in ports.items() for part in flag]
-    command = [sys.executable, "-m", "moesearch.dashboard", "--runs", str(folder / "runs"), "--no-browser", *flags]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith("Ctrl-C stops"):
-                break
-        yield {
-            "optuna": f"http://127.0.0.1:{ports['--port']}",
-            "mlflow": f"http://127.0.0.1:{ports['--mlflow-port']}",
-        }
-        process.terminate()
+    with served(folder / "runs") as servers:
+        yield servers
 
 
 @needs_browser
@@ -160,7 +131,7 @@ def test_optuna_dashboard_shows_the_verdict_and_the_pictures(
     page: Any, servers: dict[str, str], run: dict[str, Any]
 ) -> None:
     page.goto(f"{servers['optuna']}/dashboard/studies/1/note")
-    page.get_by_text(run["sentence"][:60]).wait_for()
+    page.get_by_text(run["sentence"].partition(". ")[0][:60]).wait_for()
     page.goto(f"{servers['optuna']}/dashboard/studies/1/trials?numbers=0")
     page.get_by_text("Place").first.wait_for()
     page.locator("img[src*='/artifacts/']").first.wait_for()
@@ -175,11 +146,8 @@ def test_optuna_dashboard_names_the_objective(page: Any, servers: dict[str, str]
 
 @needs_browser
 def test_mlflow_draws_the_trials_beside_one_another(page: Any, servers: dict[str, str]) -> None:
-    api = f"{servers['mlflow']}/api/2.0/mlflow/experiments/get-by-name?experiment_name=tiny"
-    with urllib.request.urlopen(api) as answer:
-        experiment = json.load(answer)["experiment"]["experiment_id"]
-    page.goto(f"{servers['mlflow']}/{charts_route(experiment)}")
+    charts_page(page, servers["mlflow"], experiment_id(servers["mlflow"], "tiny"))
     page.get_by_text("E4 k2 #0").first.wait_for(timeout=60_000)
-    # A study has a dozen charts, and MLflow draws those alone that are looked at.
-    page.get_by_placeholder("Search metric charts").fill("val_loss")
+    # MLflow draws those charts alone that are in sight: the losses come first.
     page.locator(".js-plotly-plot").first.wait_for()
+    assert page.get_by_text("loss (2)").first.is_visible()

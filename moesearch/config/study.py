@@ -252,6 +252,7 @@ class StudyConfig(Section):
             top=self.confirm.top,
             seeds=self.confirm.seeds,
             lr_search=self.confirm.lr_search,
+            lr_is_knob="optim.lr" in self.search,
             has_baseline=bool(self.enqueue),
             has_control=self.control == "dense",
         )

@@ -244,6 +244,7 @@ def _planned_runs(config: Mapping[str, Any]) -> int:
         top=confirm["top"],
         seeds=confirm["seeds"],
         lr_search=confirm.get("lr_search", False),
+        lr_is_knob="optim.lr" in config["search"],
         has_baseline=bool(config["enqueue"]),
         has_control=config.get("control") == "dense",
     )
