@@ -109,7 +109,7 @@ def _row(found: Found) -> tuple[str, ...]:
 
 def _bests_figure(comparison: Comparison) -> Figure:
     ranked = sorted((each for each in comparison.found if each.losses), key=lambda each: each.mean)
-    figure, axes = new_figure(0.75 + 1.35 * figures.ROW_INCHES * len(ranked))
+    figure, axes = new_figure(figures.rows_height([f"{each.study}: {each.label}" for each in ranked]))
     for row, each in enumerate(ranked):
         colour = BEST if row == 0 else OTHER
         axes.scatter(each.losses, [row] * len(each.losses), s=14, color=colour, alpha=0.55, linewidth=0, zorder=3)

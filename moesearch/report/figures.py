@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,13 +18,17 @@ from moesearch.report.canvas import BASE, BEST, INK, MUTED, OTHER, PAPER, PRUNED
 from moesearch.report.numbers import OBJECTIVES, compact, percent
 from moesearch.results.compute import Compute
 from moesearch.results.study import StudyResults
-from moesearch.results.verdict import Candidate, Verdict
+from moesearch.results.verdict import Verdict
 
 MAX_CURVES = 200
 """Curves and dots of one figure; more are a blot, and heavy. A larger study shows an even sample."""
 ROW_INCHES = 0.34
 # A dozen configurations, labelled, is what one looks at; the rest is in the table and in trials.csv.
 MAX_ROWS = 12
+MAX_CHARACTERS = 52
+"""Of a line of a figure, in its letters."""
+MAX_LINES = 3
+"""Of a name in a figure: a configuration of ten knobs has a long one."""
 
 
 def ranking_figure(results: StudyResults) -> Figure:
@@ -33,7 +38,7 @@ def ranking_figure(results: StudyResults) -> Figure:
     is_confirmed = verdict.conclusion not in ("unconfirmed", "nothing")
     runs = results.confirm if is_confirmed else results.trials
     runs = runs[runs["outcome"] == "complete"]
-    figure, axes = new_figure(0.75 + 1.35 * ROW_INCHES * len(candidates))
+    figure, axes = new_figure(rows_height([f"{each.label}, baseline" for each in candidates]))
     for row, candidate in enumerate(candidates):
         colour = BEST if row == 0 else BASE if candidate.is_baseline else OTHER
         losses = runs.loc[runs["fingerprint"] == candidate.fingerprint, results.config.curve]
@@ -64,7 +69,8 @@ def ranking_figure(results: StudyResults) -> Figure:
 def differences_figure(verdict: Verdict) -> Figure:
     """Extra loss of each other configuration against the best, with its corrected interval, and zero."""
     comparisons = verdict.comparisons[:MAX_ROWS]
-    figure, axes = new_figure(0.75 + 1.35 * ROW_INCHES * len(comparisons))
+    names = [f"{other.label}, baseline" for other in comparisons]
+    figure, axes = new_figure(rows_height(names, "+0.0000, not shown"))
     axes.axvline(0, color=INK, linewidth=1)
     for row, other in enumerate(comparisons):
         colour = BASE if other.is_baseline else OTHER
@@ -76,89 +82,6 @@ def differences_figure(verdict: Verdict) -> Figure:
         row_label(axes, row, f"{other.label}{suffix}", f"+{other.difference:.4f}{said}")
     style_rows(axes, len(comparisons), f"extra {verdict.unit} against the best")
     return figure
-
-
-def cost_figure(results: StudyResults, column: str, label: str) -> Figure:
-    """Objective against a cost, one dot per configuration, with the front of those that nothing beats in both.
-
-    Where configurations were confirmed, they alone are on the front, at their means: the search's values are at another
-    learning rate, and chosen. Those are pale then.
-    """
-    searched = results.ranking[(results.ranking["num_seeds"] > 0) & results.ranking[column].notna()]
-    confirmed = confirmed_places(results, column)
-    figure, axes = new_figure(2.75)
-    places = searched[[column, "value"]].astype(float).to_numpy()
-    axes.scatter(
-        places[:, 0], places[:, 1], s=20, color=PRUNED if confirmed else OTHER, alpha=0.9, linewidth=0, zorder=2
-    )
-    marked = confirmed or _search_places(results, searched, column)
-    for candidate, place in marked:
-        _mark(axes, place, candidate, results.verdict)
-    on_front = np.array([place for _, place in marked] if confirmed else places).reshape(-1, 2)
-    costs, values = on_front.T
-    front = pareto_front(costs, values)
-    axes.step(costs[front], values[front], where="post", color=MUTED, linewidth=1, linestyle=(0, (3, 2)), zorder=1)
-    every_cost = np.concatenate([places[:, 0], costs])
-    if len(every_cost) and every_cost.max() > 4 * every_cost.min() > 0:
-        axes.set_xscale("log")
-    axes.margins(x=0.14, y=0.18)
-    axes.set_xlabel(label)
-    axes.set_ylabel(OBJECTIVES[results.config.objective])
-    count_axis(axes)
-    return figure
-
-
-def confirmed_places(results: StudyResults, column: str) -> list[tuple[Candidate, tuple[float, float]]]:
-    """Cost of each confirmed configuration, and its mean objective over confirmation runs; empty without any."""
-    if results.verdict.conclusion in ("unconfirmed", "nothing"):
-        return []
-    costs = results.costs[column]
-    ranking = results.verdict.ranking
-    places = [(candidate, (float(costs[candidate.fingerprint]), candidate.mean)) for candidate in ranking]
-    return [(candidate, place) for candidate, place in places if np.isfinite(place[0])]
-
-
-def _search_places(
-    results: StudyResults, searched: pd.DataFrame, column: str
-) -> list[tuple[Candidate, tuple[float, float]]]:
-    """Best and baseline as the search has them, while nothing is confirmed."""
-    rows = searched.set_index("fingerprint")
-    told_apart = [each for each in results.verdict.ranking if each.is_baseline or each is results.verdict.best]
-    return [
-        (each, (float(rows[column][each.fingerprint]), float(rows["value"][each.fingerprint])))
-        for each in told_apart
-        if each.fingerprint in rows.index
-    ]
-
-
-def _mark(axes: Axes, place: tuple[float, float], candidate: Candidate, verdict: Verdict) -> None:
-    """A configuration that is told apart, with what it is beside it."""
-    is_best = candidate is verdict.best
-    names = {"best": is_best, "baseline": candidate.is_baseline, "dense": candidate.is_control}
-    marker = "^" if candidate.is_control else "s" if candidate.is_baseline else "o"
-    colour = BEST if is_best else BASE if candidate.is_baseline else INK if candidate.is_control else OTHER
-    axes.scatter(*place, s=52, color=colour, marker=marker, edgecolor=PAPER, linewidth=1, zorder=3)
-    axes.annotate(
-        ", ".join(name for name, applies in names.items() if applies),
-        place,
-        # The best is low, so the room is below it; most others stand below the baseline.
-        xytext=(0, -7 if is_best else 7),
-        textcoords="offset points",
-        ha="center",
-        va="top" if is_best else "bottom",
-        color=colour,
-        weight="bold",
-        zorder=4,
-    )
-
-
-def pareto_front(costs: np.ndarray, values: np.ndarray) -> list[int]:
-    """Indices of the points that no other one beats or equals in both cost and value, cheapest first."""
-    front: list[int] = []
-    for index in np.lexsort((values, costs)):
-        if not front or values[index] < values[front[-1]]:
-            front.append(int(index))
-    return front
 
 
 def curves_figure(results: StudyResults, highlighted: int | None = None) -> Figure:
@@ -262,10 +185,35 @@ def style_rows(axes: Axes, count: int, label: str) -> None:
 
 def row_label(axes: Axes, row: int, name: str, value: str, *, bold: bool = False) -> None:
     weight = "bold" if bold else "normal"
-    place = axes.get_yaxis_transform()
     ground = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}  # over the grid's lines
-    axes.text(0, row - 0.3, name, transform=place, va="bottom", ha="left", color=INK, weight=weight, bbox=ground)
-    axes.text(1, row - 0.3, value, transform=place, va="bottom", ha="right", color=INK, weight=weight, bbox=ground)
+    lines = wrapped_name(name, value)
+    for x, side, text in ((0, "left", "\n".join(lines)), (1, "right", value)):
+        label = axes.annotate(
+            text,
+            (x, row),
+            xycoords=axes.get_yaxis_transform(),
+            xytext=(0, 10),
+            textcoords="offset points",
+            va="bottom",
+            ha=side,
+            color=INK,
+            weight=weight,
+            bbox=ground,
+        )
+        label.set_in_layout(False)  # It is within the figure by its length; the layout would make room for it anew.
+
+
+def wrapped_name(name: str, value: str) -> list[str]:
+    """A name in lines that leave room for the value beside it, at most MAX_LINES; the rest of it is in the table."""
+    return textwrap.wrap(
+        name, MAX_CHARACTERS - len(value), max_lines=MAX_LINES, placeholder=" \N{HORIZONTAL ELLIPSIS}"
+    ) or [name]
+
+
+def rows_height(names: Sequence[str], value: str = "0.0000") -> float:
+    """Inches of a figure with a row for each of these names."""
+    lines = max((len(wrapped_name(name, value)) for name in names), default=1)
+    return 0.75 + (1.35 * ROW_INCHES + 0.14 * (lines - 1)) * len(names)
 
 
 def count_axis(axes: Axes) -> None:

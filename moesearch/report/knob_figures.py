@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.colors
 import numpy as np
@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from moesearch.config.labels import short_value
 from moesearch.report.canvas import BEST, MUTED, OTHER, PAPER, heat_cell, new_figure
-from moesearch.report.figures import MAX_CURVES, ROW_INCHES, row_label, style_rows
+from moesearch.report.figures import MAX_CHARACTERS, MAX_CURVES, ROW_INCHES, row_label, style_rows
 from moesearch.report.numbers import OBJECTIVES, percent
 from moesearch.results.effects import Effects
 from moesearch.results.importance import Importance
@@ -41,7 +41,8 @@ def effect_figure(results: StudyResults, effects: Effects, path: str) -> Figure:
     values = effects.evened_out(path)
     levels = effects.levels[path]
     names = [name for name in levels.cat.categories if (levels == name).any()]
-    figure, axes = new_figure(2.55)
+    is_long = _is_too_long(names)
+    figure, axes = new_figure(2.55 + (0.075 * max(map(len, names)) if is_long else 0))
     for place, name in enumerate(names):
         dots = _even_sample_of(values[levels == name])
         # A fixed spread instead of a random one: the same data, the same picture.
@@ -61,7 +62,7 @@ def effect_figure(results: StudyResults, effects: Effects, path: str) -> Figure:
             bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
             zorder=4,
         )
-    axes.set_xticks(range(len(names)), [_two_lines(name) for name in names])
+    axes.set_xticks(range(len(names)), [_two_lines(name) for name in names], rotation=90 if is_long else 0)
     axes.set_xlim(-0.6, len(names) - 0.4)
     axes.set_ylim(*_effect_limits(effects))
     axes.set_xlabel(path)
@@ -73,6 +74,12 @@ def effect_figure(results: StudyResults, effects: Effects, path: str) -> Figure:
 def _two_lines(name: str) -> str:
     """The name of a range takes two lines, since four of them share the width of a figure."""
     return name.replace(" to ", "\nto ")
+
+
+def _is_too_long(names: Sequence[str]) -> bool:
+    """Whether names side by side under an axis would run into one another."""
+    longest = max(len(line) for name in names for line in _two_lines(name).splitlines())
+    return longest * len(names) > MAX_CHARACTERS - 8
 
 
 def _effect_limits(effects: Effects) -> tuple[float, float]:
@@ -89,7 +96,8 @@ def pair_figure(results: StudyResults, effects: Effects, row_path: str, column_p
     rows, columns = (effects.levels[path] for path in (row_path, column_path))
     means = pd.crosstab(rows, columns, values=values, aggfunc="mean", dropna=False)
     counts = pd.crosstab(rows, columns, dropna=False)
-    figure, axes = new_figure(0.85 + 0.5 * len(means))
+    is_long = _is_too_long([str(name) for name in means.columns])
+    figure, axes = new_figure(0.85 + 0.5 * len(means) + (0.075 * max(map(len, means.columns)) if is_long else 0))
     low, high = float(np.nanmin(means)), float(np.nanmax(means))
     shade = matplotlib.colors.Normalize(low, high if high > low else low + 1)
     for y, row in enumerate(means.index):
@@ -105,7 +113,8 @@ def pair_figure(results: StudyResults, effects: Effects, row_path: str, column_p
             axes.text(x, y + 0.27, f"n = {counts.loc[row, column]}", ha="center", va="center", color=ink, size=7)
     axes.set_xlim(-0.5, len(means.columns) - 0.5)
     axes.set_ylim(len(means) - 0.5, -0.5)
-    axes.set_xticks(range(len(means.columns)), [_two_lines(name) for name in means.columns])
+    names = [_two_lines(name) for name in means.columns]
+    axes.set_xticks(range(len(names)), names, rotation=90 if is_long else 0)
     axes.set_yticks(range(len(means)), [_two_lines(name) for name in means.index])
     axes.set_xlabel(column_path)
     axes.set_ylabel(row_path)

@@ -12,7 +12,7 @@ from moesearch.config.budget import BudgetConfig
 from moesearch.config.dumper import dump_yaml
 from moesearch.config.labels import short_value
 from moesearch.errors import UnknownStudyError
-from moesearch.report import figures, knob_figures
+from moesearch.report import cost_figures, figures, knob_figures
 from moesearch.report.blocks import Block, Facts, Gallery, Picture, Section, Snippet, Table, Text
 from moesearch.report.numbers import OBJECTIVES, compact, duration, exact, percent
 from moesearch.report.pareto import pareto_section
@@ -115,7 +115,7 @@ def cost_section(results: StudyResults) -> Section | None:
         Picture(
             name,
             title,
-            figures.cost_figure(results, column, label),
+            cost_figures.cost_figure(results, column, label),
             f"{OBJECTIVES[results.config.objective]} of {len(table)} configurations against {label}, "
             f"{compact(table[column].min())} to {compact(table[column].max())}",
             in_summary=column == "flops_per_token",
@@ -123,7 +123,7 @@ def cost_section(results: StudyResults) -> Section | None:
         for column, (name, title, label) in costs.items()
         if table[column].notna().any()
     ]
-    confirmed = figures.confirmed_places(results, "flops_per_token")
+    confirmed = cost_figures.confirmed_places(results, "flops_per_token")
     text = (
         "A large mark is a confirmed configuration, the mean over fresh seeds; a pale dot is one of the search, at the "
         "value that the search saw. Nothing that was confirmed beats one on the dashed line in both loss and cost."

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -313,3 +314,33 @@ def test_the_command_builds_each_study_and_says_where(tmp_path: Path, capsys: py
     flags = ["--runs", str(tmp_path), "--reports", str(tmp_path / "reports")]
     assert report_cli.main(["experts_topk", *flags]) == 0
     assert Path(capsys.readouterr().out.strip()).is_file()
+
+
+@pytest.mark.parametrize("num_knobs", [1, 6, 10])
+def test_a_report_of_many_knobs_and_configurations_is_laid_out_without_a_warning(
+    num_knobs: int, tmp_path: Path
+) -> None:
+    """Warnings are errors here: matplotlib warns of a figure that its labels leave no room."""
+    fields: dict[str, list[Any]] = {
+        "moe.router": ["softmax_after", "softmax_before", "sigmoid"],
+        "moe.init_router": [None, "truncated_normal", "xavier_uniform", "kaiming_uniform", "normal"],
+        "moe.load_balancing_loss_weight": [0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3],
+        "moe.route_norm": [False, True],
+        "moe.noise_std": [0.0, 0.1, 0.3, 1.0],
+        "moe.input_jitter": [0.0, 0.01, 0.1],
+        "moe.router_z_loss_weight": [0.0, 1e-4, 1e-3],
+        "moe.bias_update_speed": [0.0, 1e-3],
+        "optim.weight_decay": [0.0, 0.01, 0.1],
+        "model.dropout": [0.0, 0.05, 0.1, 0.2],
+    }
+    chosen = dict(list(fields.items())[:num_knobs])
+    search = {path: {"type": "categorical", "choices": choices} for path, choices in chosen.items()}
+    builder = StoreBuilder(config=study_config(search=search, num_trials=60))
+    for number in range(60):
+        params = {
+            path: choices[number * 7 // (place + 1) % len(choices)]
+            for place, (path, choices) in enumerate(chosen.items())
+        }
+        builder.add(params, loss=2 + 0.001 * number)
+    page = read_page(build_report(builder.storage, "experts_topk", tmp_path))
+    assert "Importance of each knob" in page

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moesearch.report.blocks import Facts, Table
-from moesearch.report.figures import confirmed_places, cost_figure, pareto_front
+from moesearch.report.cost_figures import confirmed_places, cost_figure, pareto_front
 from moesearch.report.numbers import MISSING, compact, duration, exact, loss
 from moesearch.report.ranking import ranking_section
 from moesearch.report.routers import load_figure, routers_section
