@@ -54,7 +54,7 @@ search:
   moe.top_k: {{ type: int, low: 1, high: 4 }}
   # A real number; `log: true` tries 0.001 to 0.002 as often as 0.002 to 0.004, which is right for rates and weights.
   # An architecture compared at a single learning rate may win by that rate alone.
-  optim.lr: {{ type: float, low: 5e-4, high: 8e-3, log: true }}
+  optim.lr: {{ type: float, low: 1e-3, high: 2e-2, log: true }}
 
 # Tried first, in this order. The first is the baseline that the verdict measures the others against.
 enqueue:

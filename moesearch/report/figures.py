@@ -174,7 +174,7 @@ def compute_figure(compute: Compute) -> Figure:
 
 def style_rows(axes: Axes, count: int, label: str) -> None:
     """A list of rows, first on top, named above their marks so that the names take no width."""
-    axes.set_ylim(count - 0.6, -0.75)
+    axes.set_ylim(count - 0.6, -0.85)
     axes.set_yticks([])
     axes.grid(False, axis="y")
     axes.margins(x=0.06)
