@@ -12,7 +12,7 @@ import optuna
 from mlflow.tracking import MlflowClient
 
 from moesearch.config.loader import load_trial
-from moesearch.results.study import read_study
+from moesearch.results.standing import is_finished, key_of
 from moesearch.search.storage import open_storage
 
 
@@ -31,11 +31,12 @@ def main() -> int:
 
     storage = open_storage(f"sqlite:///{args.runs / 'optuna.db'}")
     study = optuna.load_study(study_name=args.study, storage=storage)
-    # A trial that was stopped at a rung and continued later is two in Optuna's store, and one that counts.
-    num_finished = read_study(storage, args.study).num_finished
+    finished = [trial for trial in study.trials if is_finished(trial)]
+    num_finished = sum(trial.state.is_finished() for trial in finished)
     check(num_finished == args.trials, f"the store holds {num_finished} finished trials, not {args.trials}")
-    running = [trial.number for trial in study.trials if trial.state == optuna.trial.TrialState.RUNNING]
-    check(not running, f"trials left RUNNING: {running}")
+    check(len(set(map(key_of, finished))) == len(finished), "a configuration was trained twice with one seed")
+    unfinished = [trial.number for trial in study.trials if not trial.state.is_finished()]
+    check(not unfinished, f"trials left RUNNING or WAITING: {unfinished}")
     check(0 < study.best_value < 4, f"best val_loss {study.best_value} is no loss of a trained model")
 
     client = MlflowClient(f"sqlite:///{args.runs / 'mlflow.db'}")

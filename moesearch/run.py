@@ -280,8 +280,8 @@ def _outcome_json(config: StudyConfig, outcome: Outcome, folder: Path) -> dict[s
 def _snapshot(progress: Progress, num_workers: int) -> terminal.Snapshot:
     """What the display shows, from what the store says."""
     from moesearch.config.labels import config_label, running_label
-    from moesearch.results.continuations import is_finished, milestones_of, one_record_each
     from moesearch.results.records import EVAL_SECONDS, TRAIN_SECONDS
+    from moesearch.results.standing import is_finished, milestones_of
     from moesearch.terminal import Leader, RunningTrial, Snapshot, estimate_seconds_left
 
     config = progress.config
@@ -298,7 +298,7 @@ def _snapshot(progress: Progress, num_workers: int) -> terminal.Snapshot:
     leaders = tuple(
         Leader(trial.number, config_label(trial.params), trial.values[0]) for trial in progress.complete[:5]
     )
-    ended = [trial for trial in (*one_record_each(progress.search), *progress.confirm) if is_finished(trial)]
+    ended = [trial for trial in (*progress.search, *progress.confirm) if is_finished(trial)]
     num_confirm_runs = max(len(progress.confirm), config.num_confirm_runs)
     to_do = config.num_trials - progress.num_finished + num_confirm_runs - progress.num_confirmed - len(running)
     return Snapshot(

@@ -14,7 +14,7 @@ import optuna
 import psutil
 import pytest
 
-from moesearch.results.continuations import is_finished
+from moesearch.results.standing import is_finished
 from tests.search.stand_ins import storage_in
 
 pytest.importorskip("submitit", reason="submitit is not installed: pip install 'moesearch[slurm]'")

@@ -41,7 +41,6 @@ def dashboard_notes(results: StudyResults, report: str, experiment_url: str | No
         experiment_url: address of its experiment in MLflow, which a run's id is added to; None where there is none.
     """
     ranked = [int(number) for number in results.ranking["best_number"]]
-    # Of a trial that was stopped and continued, the frame has the last record.
     rest = [number for number in map(int, results.trials["number"]) if number not in set(ranked)]
     numbers = [*ranked, *rest][:MAX_NOTES]
     baseline = results.ranking.loc[results.ranking["fingerprint"] == results.baseline_fingerprint, "best_number"]

@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 from moesearch.config.labels import config_label
 from moesearch.config.quantities import CURVE_FIELDS, ROUTER_QUANTITIES, Loss, curve_of
 from moesearch.results import records
-from moesearch.results.continuations import one_record_each
+from moesearch.results.standing import as_they_stand
 
 CURVE_COLUMNS = ("number", *CURVE_FIELDS, *ROUTER_QUANTITIES)
 
@@ -103,11 +103,8 @@ def curves_frame(storage: BaseStorage, study_name: str) -> pd.DataFrame:
 def frame_of_trials(
     trials: Sequence[FrozenTrial], knobs: Sequence[str] = (), objective: Loss = "val_loss"
 ) -> pd.DataFrame:
-    """The rows of ``trials_frame``. ``knobs`` are columns even if no trial has them yet.
-
-    A trial that was stopped and promoted is one row, under the number of its last record.
-    """
-    trials = one_record_each(trials)
+    """The rows of ``trials_frame``. ``knobs`` are columns even if no trial has them yet."""
+    trials = as_they_stand(trials)
     paths = tuple(dict.fromkeys([*knobs, *(path for trial in trials for path in trial.params)]))
     return _frame(
         [*LEADING_COLUMNS, *paths, *TRAILING_COLUMNS], [_trial_row(trial, paths, objective) for trial in trials]
@@ -116,7 +113,6 @@ def frame_of_trials(
 
 def frame_of_curves(trials: Sequence[FrozenTrial], objective: Loss = "val_loss") -> pd.DataFrame:
     """The rows of ``curves_frame``."""
-    trials = one_record_each(trials)
     return _frame(CURVE_COLUMNS, [(trial.number, *point) for trial in trials for point in _curve(trial, objective)])
 
 
@@ -180,7 +176,7 @@ def _trial_row(trial: FrozenTrial, paths: Sequence[str], objective: Loss) -> tup
     values = knob_values(trial, paths)
     is_known = any(value is not None for value in values.values())
     reached = max(trial.intermediate_values, default=0)
-    # A curve inherited from the trial that this one continues has the objective alone.
+    # Written by another tool, a curve has the objective alone.
     point = last_point(trial) or {objective: trial.intermediate_values.get(reached)}
     return (
         trial.number,

@@ -8,8 +8,8 @@ from statistics import fmean
 from optuna.trial import FrozenTrial
 
 from moesearch.config.quantities import RAISED, Quantity
-from moesearch.results.continuations import first_value
 from moesearch.results.records import FINGERPRINT
+from moesearch.results.standing import first_value
 
 Means = Mapping[str, tuple[float, ...]]
 """Fingerprint of a configuration -> the mean of each objective over its complete seeds."""

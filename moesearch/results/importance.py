@@ -9,7 +9,6 @@ import optuna
 from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from moesearch.results.continuations import one_record_each
 from moesearch.results.frames import outcome_of
 from moesearch.results.study import StudyResults
 
@@ -35,7 +34,7 @@ def knob_importance(results: StudyResults) -> Importance:
     seem to matter little. PED-ANOVA needs only to know which trials are among the best, and a pruned one is not; so
     pruned trials are counted as worse than every complete one.
     """
-    trials = one_record_each(results.search_trials)
+    trials = results.search_trials
     complete = [trial for trial in trials if outcome_of(trial) == "complete" and trial.values]
     pruned = [trial for trial in trials if outcome_of(trial) == "pruned"]
     num_trials = len(complete) + len(pruned)

@@ -23,7 +23,7 @@ from moesearch.config.labels import config_label, running_label
 from moesearch.config.secrets import mask_url
 from moesearch.errors import StoreError
 from moesearch.results import records
-from moesearch.results.continuations import first_value, milestones_of
+from moesearch.results.standing import first_value, milestones_of
 
 SILENT_SECONDS = 120
 """After this long without a sign of life a trial may be taken over by another worker."""
@@ -32,28 +32,31 @@ Phase = Literal["search", "confirm", "done"]
 TrialPhase = Literal["search", "confirm"]
 
 # The count of a study's trials by state and outcome, without loading one of them: of 10,000 trials that takes seconds.
+# One that waits where it was stopped (see ``standing.is_stopped``) has a rung.
 _COUNTS = sqlalchemy.text(
-    "SELECT trials.study_id, trials.state, outcomes.value_json, continues.key, COUNT(*) FROM trials "
+    "SELECT trials.study_id, trials.state, outcomes.value_json, rungs.key, COUNT(*) FROM trials "
     "LEFT JOIN trial_user_attributes AS outcomes ON outcomes.trial_id = trials.trial_id AND outcomes.key = :outcome "
-    "LEFT JOIN trial_system_attributes AS continues "
-    "ON continues.trial_id = trials.trial_id AND continues.key = :continues "
-    "GROUP BY trials.study_id, trials.state, outcomes.value_json, continues.key"
+    "LEFT JOIN trial_system_attributes AS rungs "
+    "ON rungs.trial_id = trials.trial_id AND rungs.key = :stopped_at AND trials.state = 'WAITING' "
+    "AND rungs.value_json = (SELECT CAST(MAX(curves.step) AS TEXT) FROM trial_intermediate_values AS curves "
+    "WHERE curves.trial_id = trials.trial_id) "
+    "GROUP BY trials.study_id, trials.state, outcomes.value_json, rungs.key"
 )
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What is counted of a record."""
+    """What is counted of a trial."""
 
     state: TrialState
     outcome: str | None
-    is_continuation: bool
-    """Whether it goes on with a trial that was stopped before, which is counted there."""
+    is_stopped: bool
+    """Whether it was stopped at a rung, and may be promoted yet."""
 
     @property
     def is_done(self) -> bool:
         has_ended_well = self.outcome is None or self.outcome in records.FINISHED_OUTCOMES
-        return has_ended_well and self.state in (TrialState.COMPLETE, TrialState.PRUNED)
+        return self.is_stopped or (has_ended_well and self.state in (TrialState.COMPLETE, TrialState.PRUNED))
 
 
 @dataclass(frozen=True)
@@ -188,12 +191,12 @@ def _overviews(storage: RDBStorage) -> Iterator[StudyOverview]:
 
 
 def _counts(storage: RDBStorage) -> Mapping[int, Counter[_Kind]]:
-    """Study id -> how many records there are of each kind."""
+    """Study id -> how many trials there are of each kind."""
     counts: dict[int, Counter[_Kind]] = {}
-    names = {"outcome": records.OUTCOME, "continues": records.CONTINUES}
+    names = {"outcome": records.OUTCOME, "stopped_at": records.STOPPED_AT}
     with storage.engine.connect() as connection:
-        for study_id, state, outcome, continues, count in connection.execute(_COUNTS, names):
-            kind = _Kind(TrialState[state], None if outcome is None else json.loads(outcome), continues is not None)
+        for study_id, state, outcome, rung, count in connection.execute(_COUNTS, names):
+            kind = _Kind(TrialState[state], None if outcome is None else json.loads(outcome), rung is not None)
             counts.setdefault(study_id, Counter())[kind] += count
     return counts
 
@@ -209,7 +212,7 @@ def _overview(
     config = attrs[records.STUDY_CONFIG]
     search = counts.get(study_id, Counter())
     confirm = Counter() if confirm_id is None else counts.get(confirm_id, Counter())
-    finished = sum(count for kind, count in search.items() if kind.is_done and not kind.is_continuation)
+    finished = sum(count for kind, count in search.items() if kind.is_done)
     complete = sum(count for kind, count in search.items() if kind.is_done and kind.state is TrialState.COMPLETE)
     infeasible = sum(count for kind, count in search.items() if kind.outcome == "infeasible")
     void = sum(count for kind, count in search.items() if kind.state.is_finished() and not kind.is_done)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from moesearch.config.labels import config_label
-from moesearch.results.continuations import first_value
 from moesearch.results.frames import knob_values
 from moesearch.results.front import front, objective_means
 from moesearch.results.records import FINGERPRINT
+from moesearch.results.standing import first_value
 from moesearch.results.study import StudyResults
 
 

@@ -57,9 +57,11 @@ MILESTONE_PREFIX = "moesearch:milestone:"
 """+ four digits of the milestone: the EvalPoint as JSON values."""
 FAMILY = "moesearch:family"
 """Values of the shape knobs that a proposal was asked to have, so that it can train beside others."""
-CONTINUES = "moesearch:continues"
-"""``number`` and ``milestone`` of the stopped trial that this record goes on with. It is the same trial, and counts as
-one: its fingerprint, replicate, seed and curve are inherited."""
+STOPPED_AT = "moesearch:stopped_at"
+"""The rung, as a milestone, at which successive halving stopped the trial last. While that is its last milestone and it
+is WAITING, it may be promoted yet (see ``results.standing``)."""
+STOPPED_TIME = "moesearch:stopped_time"
+"""When that was, in unix seconds."""
 RATE = "moesearch:rate"
 """Of a run before the confirmation, that tries a learning rate: ``finalist``, the fingerprint of the configuration as
 it was searched, and ``doublings`` of its learning rate, negative for halvings."""

@@ -30,6 +30,7 @@ from moesearch.results.frames import (
 )
 from moesearch.results.lookup import all_names, unknown_study
 from moesearch.results.ranking import COSTS, configurations
+from moesearch.results.standing import as_they_stand
 from moesearch.results.statistics import pooled_deviation
 from moesearch.results.verdict import Candidate, LeftOut, Unit, Verdict, decide
 
@@ -239,7 +240,7 @@ def read_study(storage: Storage, study_name: str) -> StudyResults:
         sessions=_sessions(attrs),
         corpus=attrs.get(records.CORPUS_FACTS, {}),
         stored_verdict=None if verdict is None else Verdict.from_json(verdict),
-        search_trials=tuple(storage.get_all_trials(study_id, deepcopy=False)),
+        search_trials=tuple(as_they_stand(storage.get_all_trials(study_id, deepcopy=False))),
         confirm_trials=tuple(trial for trial in confirm_trials if records.RATE not in trial.system_attrs),
         rate_trials=tuple(trial for trial in confirm_trials if records.RATE in trial.system_attrs),
         search_end=attrs.get(records.SEARCH_END, ""),

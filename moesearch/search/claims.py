@@ -21,19 +21,20 @@ from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import LostTrialError
-from moesearch.results.continuations import counts, is_continuation, key_of
 from moesearch.results.records import (
     ATTEMPT,
     CONFIG,
-    CONTINUES,
     DEATHS,
     FAMILY,
     LOST_MILESTONES,
     OUTCOME,
     REASON,
+    STOPPED_AT,
+    STOPPED_TIME,
     WORKER,
     Outcome,
 )
+from moesearch.results.standing import is_finished, is_stopped
 from moesearch.search.deaths import MAX_DEATHS, MAX_MEMORY_DEATHS, deaths_with_this_one, new_attempt
 from moesearch.search.families import Family, family_of, is_of
 from moesearch.search.ledger import Ledger
@@ -52,8 +53,9 @@ def fixed_params(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def _is_waiting_in(family: Family | None, trial: FrozenTrial) -> bool:
-    if trial.state is not TrialState.WAITING or family is None:
-        return trial.state is TrialState.WAITING
+    is_waiting = trial.state is TrialState.WAITING and not is_stopped(trial)
+    if not is_waiting or family is None:
+        return is_waiting
     # A trial that was planned, or begun, is known in every field.
     config = trial.system_attrs.get(CONFIG)
     known = fixed_params(trial) if config is None else family_of(TrialConfig.model_validate(config), tuple(family))
@@ -101,11 +103,9 @@ class Claims:
         one that is made asks the sampler to propose of it.
         """
         trials = self.study.get_trials(deepcopy=False)
-        waiting = next(self._claimable(trials, family), None)
+        waiting = next(self._claimable(trials, family), None) or self._next_promotion(trials, family)
         if waiting is not None:
             trial = self._take(waiting)
-        elif (stopped := self._next_promotion(trials, family)) is not None:
-            trial = self._continue(stopped)
         elif self._may_make(trials):
             trial = self._make(family)
             # Another host may have made one at the same moment; the trial's number says who came first.
@@ -125,7 +125,7 @@ class Claims:
         if not waiting or self.ends(trials):
             return
         for trial in waiting:
-            if (is_continuation(trial) or self._has_room(trials, trial.number)) and self.limits.has_room(trial):
+            if self._has_room(trials, trial.number) and self.limits.has_room(trial):
                 yield trial
 
     def _may_make(self, trials: Sequence[FrozenTrial]) -> bool:
@@ -172,23 +172,6 @@ class Claims:
         )
         return stopped if stopped is None or self.limits.has_room(stopped) else None
 
-    def _continue(self, stopped: FrozenTrial) -> optuna.Trial | None:
-        """A record that goes on with a stopped trial, running; None if a worker of another host was faster."""
-        source = {"number": stopped.number, "milestone": stopped.last_step}
-        template = copy_of(
-            stopped, TrialState.RUNNING, {WORKER: self.worker}, {CONTINUES: source, ATTEMPT: new_attempt()}
-        )
-        trial_id = self.study._storage.create_new_trial(self.study._study_id, template)
-        self.storage.record_heartbeat(trial_id)
-        trial = self._open(trial_id)
-        rivals = self.study.get_trials(deepcopy=False)[stopped.number + 1 : trial.number]
-        if any(key_of(rival) == key_of(stopped) and rival.state is not TrialState.FAIL for rival in rivals):
-            trial.set_user_attr(OUTCOME, "lost")
-            trial.set_user_attr(REASON, f"another host goes on with trial {stopped.number}")
-            self.storage.set_trial_state_values(trial_id, TrialState.FAIL)
-            return None
-        return trial
-
     def _open(self, trial_id: int) -> optuna.Trial:
         self.study._thread_local.cached_all_trials = None  # samplers and pruners read the store once per trial
         return optuna.Trial(self.study, trial_id)
@@ -210,7 +193,7 @@ class Claims:
     def why_over(self) -> str:
         """What ended the search before its number of trials, as a sentence; empty where nothing did."""
         trials = self.study.get_trials(deepcopy=False)
-        is_complete = self.num_trials is None or sum(map(counts, trials)) >= self.num_trials
+        is_complete = self.num_trials is None or sum(map(is_finished, trials)) >= self.num_trials
         if is_complete or not self.is_over():
             return ""
         return self.ends(trials) or self.limits.what_is_spent()
@@ -225,6 +208,15 @@ class Claims:
             if has_lost_work:
                 lost = lost_milestones(self.storage.get_trial(trial._trial_id))
                 self.storage.set_trial_system_attr(trial._trial_id, LOST_MILESTONES, lost)
+            self._return(trial._trial_id)
+
+    def stop_at_rung(self, trial: optuna.Trial) -> None:
+        """Let the trial wait until it is promoted, or never can be; it counts as one that was pruned there."""
+        with self.lock, fenced(trial):
+            rung = self.storage.get_trial(trial._trial_id).last_step
+            self.storage.set_trial_system_attr(trial._trial_id, STOPPED_TIME, time.time())
+            self.storage.set_trial_system_attr(trial._trial_id, STOPPED_AT, rung)
+            # Who is killed here leaves a trial that, once it was recovered, is stopped.
             self._return(trial._trial_id)
 
     def is_mine(self, trial: optuna.Trial) -> bool:

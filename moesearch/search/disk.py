@@ -12,7 +12,7 @@ from filelock import FileLock
 from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.errors import DiskCapError
-from moesearch.results.continuations import latest_records
+from moesearch.results.standing import as_they_stand, latest_records
 
 if TYPE_CHECKING:
     from moesearch.training.checkpoints import LaneCheckpoint
@@ -119,7 +119,8 @@ def losers_first(root: Path, trials: Sequence[FrozenTrial]) -> list[Path]:
     First those that no trial will ask for, then trials that were stopped, trained models (for the test split), and
     last trials that wait to go on; of each kind, those of the highest loss first. Trials in training keep theirs.
     """
-    latest = {f"{fingerprint}-{replicate}": trial for (fingerprint, replicate), trial in latest_records(trials).items()}
+    records = latest_records(as_they_stand(trials))
+    latest = {f"{fingerprint}-{replicate}": trial for (fingerprint, replicate), trial in records.items()}
     found = [path for path in root.glob("*-*") if path.is_dir()]
     ranks = {path: _rank(latest.get(path.name)) for path in found}
     return sorted((path for path in found if ranks[path] is not None), key=lambda path: ranks[path] or (0, 0.0))

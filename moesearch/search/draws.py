@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.knobs import Knob
 from moesearch.config.study import StudyConfig
-from moesearch.results.continuations import one_record_each
+from moesearch.results.standing import as_they_stand
 from moesearch.search.coordinates import Params, unit_of, value_at_unit
 from moesearch.search.priors import rank_key
 from moesearch.search.seen import SeenStudy
@@ -85,12 +85,12 @@ def make_draw(config: StudyConfig, space: Space) -> Draw:
 
 
 def as_seen(study: optuna.Study, trial: FrozenTrial, config: StudyConfig, earlier: Sequence[FrozenTrial]) -> SeenStudy:
-    """The study as its sampler sees it: one record to a trial, and ``earlier`` results beside them.
+    """The study as its sampler sees it: with ``earlier`` results, and what is stopped at a rung pruned.
 
     TPE takes what runs for bad, so that it does not propose it twice; a trial with a curve is shown by that instead,
     like one that was stopped there. Of several objectives, samplers know only trials that are complete.
     """
-    own = one_record_each([other for other in study.get_trials(deepcopy=False) if other.number != trial.number])
+    own = as_they_stand([other for other in study.get_trials(deepcopy=False) if other.number != trial.number])
     if len(study.directions) > 1:
         own = [other for other in own if other.state is not TrialState.PRUNED or _is_refused(other)]
     elif config.sampler.type in ("auto", "tpe"):

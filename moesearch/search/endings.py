@@ -11,8 +11,8 @@ from optuna.trial import FrozenTrial
 
 from moesearch.config.space import feasible_points
 from moesearch.config.study import StudyConfig
-from moesearch.results.continuations import first_value, is_finished, one_record_each
 from moesearch.results.records import FINGERPRINT
+from moesearch.results.standing import as_they_stand, first_value, is_finished
 from moesearch.results.statistics import pooled_deviation
 from moesearch.search.coordinates import Params, PointsPD, coordinates
 from moesearch.search.trial_cost import MAX_LISTED_POINTS
@@ -83,7 +83,7 @@ def _design(config: StudyConfig, points: Sequence[Params]) -> PointsPD:
 
 def _is_stale(trials: Sequence[FrozenTrial], patience: int) -> bool:
     """Whether the last trials that ended brought no value below all earlier ones by more than the seed noise."""
-    ended = [trial for trial in one_record_each(trials) if is_finished(trial)]
+    ended = [trial for trial in as_they_stand(trials) if is_finished(trial)]
     ended.sort(key=lambda trial: (trial.datetime_complete is None, trial.datetime_complete or 0, trial.number))
     before = [value for trial in ended[:-patience] if (value := first_value(trial)) is not None]
     if not before:

@@ -13,9 +13,9 @@ from moesearch.config.dense import dense_control
 from moesearch.config.resolve import resolve
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
-from moesearch.results.continuations import first_value, is_finished
 from moesearch.results.front import front, objective_means
 from moesearch.results.records import CONTROL, FINGERPRINT, RATE_PARAM
+from moesearch.results.standing import first_value, is_finished
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Asynchronous successive halving with promotion (ASHA; Li et al. 2020, algorithm 2), over the trials in the store.
 
-At a rung all but the best 1/eta stop. A stopped trial is told PRUNED at its rung and keeps its checkpoint; if later
-arrivals turn out worse, it comes into the best 1/eta after all, and is continued by a further record in the store that
-inherits its configuration, seed, curve and checkpoint. docs/decisions/0010-asha-promotion.md says why in this way.
+At a rung all but the best 1/eta stop. A stopped trial waits in the store and keeps its checkpoint; if later arrivals
+turn out worse, it comes into the best 1/eta after all, and goes on. Once it never can, it is told PRUNED at its rung.
+docs/decisions/0010-asha-promotion.md says why in this way.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.study import StudyConfig
-from moesearch.results.continuations import Key, key_of, latest_records, promoted_at
-from moesearch.results.records import OUTCOME
+from moesearch.results.records import OUTCOME, STOPPED_AT
+from moesearch.results.standing import Key, is_stopped, key_of, latest_records
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Halving:
     def prune(self, trials: Sequence[FrozenTrial], trial: FrozenTrial) -> bool:
         """Whether the trial stops at the rung that it has reached."""
         rung = trial.last_step
-        if rung not in self.rungs or rung == promoted_at(trial):
+        if rung not in self.rungs or rung == trial.system_attrs.get(STOPPED_AT):  # it was promoted from there
             return False
         ranked = self._ranked(trials, rung)
         return key_of(trial) not in ranked[: len(ranked) // self.eta]
@@ -61,18 +61,14 @@ class Halving:
                 return next(filter(admits, stopped), None)
         return None
 
-    def without_hope(self, trials: Sequence[FrozenTrial], arrived: Key, rung: int) -> list[Key]:
-        """The stopped trials that can never go on since this one arrived at the rung: it, or the one it pushed out.
-
-        Ranks only fall, and a rung sees a bounded number of trials, so these checkpoints are of no more use.
-        """
+    def without_hope(self, trials: Sequence[FrozenTrial], rung: int) -> list[FrozenTrial]:
+        """The trials stopped at a rung that can never go on: ranks only fall, and a bounded number passes the rung."""
         num_passing = self.num_trials
         for _ in self.rungs[: self.rungs.index(rung) + 1]:
             num_passing = max(num_passing // self.eta, self.finalists)
-        ranked = self._ranked(trials, rung)
-        out = [key for key in {*ranked[num_passing : num_passing + 1], arrived} if key in ranked[num_passing:]]
         latest = latest_records(trials)
-        return [key for key in out if _is_stopped_at(rung, latest[key])]
+        lost = [latest[key] for key in self._ranked(trials, rung)[num_passing:]]
+        return [trial for trial in lost if _is_stopped_at(rung, trial)]
 
     def _ranked(self, trials: Sequence[FrozenTrial], rung: int) -> list[Key]:
         """All trials that ever reached the rung, best first; of equals the one that began first."""
@@ -95,8 +91,7 @@ def halving_of(config: StudyConfig) -> Halving:
 
 
 def _is_stopped_at(rung: int, trial: FrozenTrial) -> bool:
-    has_stopped = trial.state is TrialState.PRUNED and trial.user_attrs.get(OUTCOME) == "pruned"
-    return has_stopped and trial.last_step == rung
+    return is_stopped(trial) and trial.last_step == rung
 
 
 def _is_refused_at(rung: int, trial: FrozenTrial) -> bool:
@@ -105,6 +100,6 @@ def _is_refused_at(rung: int, trial: FrozenTrial) -> bool:
 
 
 def _is_on_its_way(trial: FrozenTrial, rung: int) -> bool:
-    """Whether the trial trains, or waits to go on, and may still reach the rung."""
-    is_unfinished = trial.state is TrialState.RUNNING or (trial.state is TrialState.WAITING and bool(trial.params))
-    return is_unfinished and (trial.last_step or 0) < rung
+    """Whether the trial trains, or waits for a worker, and may still reach the rung."""
+    has_begun = trial.state is TrialState.WAITING and bool(trial.params) and not is_stopped(trial)
+    return (trial.state is TrialState.RUNNING or has_begun) and (trial.last_step or 0) < rung

@@ -10,8 +10,8 @@ from typing import Literal
 from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.study import StudyConfig
-from moesearch.results.continuations import counts, first_value, is_finished, is_void
 from moesearch.results.records import FAILURES, OUTCOME, REASON
+from moesearch.results.standing import first_value, is_finished, is_void
 
 MIN_FAILURES = 10
 """Failures before a study can be called hopeless."""
@@ -34,9 +34,8 @@ class Progress:
 
     @property
     def phase(self) -> Literal["search", "confirm", "report"]:
-        is_promoting = any(trial.state is TrialState.RUNNING for trial in self.search)
         # The confirmation is planned once the search is over, by whatever limit or rule.
-        if (self.num_finished < self.config.num_trials and not self.confirm) or is_promoting:
+        if self.num_finished < self.config.num_trials and not self.confirm:
             return "search"
         is_confirmed = bool(self.confirm) and self.num_confirmed == len(self.confirm)
         return "report" if is_confirmed or self.config.confirm.top == 0 else "confirm"
@@ -49,13 +48,13 @@ class Progress:
 
     @property
     def num_pruned(self) -> int:
-        """Those that may be promoted yet, or are just continued, included."""
+        """Those that may be promoted yet included."""
         return self.num_finished - sum(trial.state is TrialState.COMPLETE for trial in self.search)
 
     @property
     def num_finished(self) -> int:
         """Trials that count against the budget."""
-        return sum(map(counts, self.search))
+        return sum(map(is_finished, self.search))
 
     @property
     def num_infeasible(self) -> int:

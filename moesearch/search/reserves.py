@@ -16,8 +16,8 @@ from moesearch.config.resolve import resolve
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import InputError
-from moesearch.results.continuations import is_finished, promoted_at
-from moesearch.results.records import CONFIG, COST, LOST_MILESTONES, confirm_study_name
+from moesearch.results.records import CONFIG, COST, LOST_MILESTONES, STOPPED_AT, confirm_study_name
+from moesearch.results.standing import is_finished, is_stopped
 from moesearch.search.trial_cost import TextSizes, largest_flops
 
 
@@ -52,17 +52,16 @@ class FlopsLimit:
         """What a trial has spent or may yet spend."""
         if COST not in trial.system_attrs:  # not resolved yet, or never trained
             return self.largest if trial.state is TrialState.RUNNING else 0.0
-        if not trial.state.is_finished():
+        if not trial.state.is_finished() and not is_stopped(trial):
             return self._reserved(trial, self._milestones_of(trial))
         # One that failed, or was taken from its worker, may have trained on until the next milestone.
         beyond = 0 if is_finished(trial) else 1
         return self._reserved(trial, min(self._milestones_of(trial), (trial.last_step or 0) + beyond))
 
     def _reserved(self, trial: FrozenTrial, milestones: int) -> float:
-        """Cost of a record up to a milestone; what it inherits is charged to the record that it continues."""
+        """Cost of a trial up to a milestone, with what was trained in vain."""
         lost = int(trial.system_attrs.get(LOST_MILESTONES, 0))
-        trained = max(0, milestones - promoted_at(trial))
-        reserved = float(trial.system_attrs[COST]) * trained / self._milestones_of(trial)
+        reserved = float(trial.system_attrs[COST]) * milestones / self._milestones_of(trial)
         return reserved + lost * self._dearest_milestone(trial) if lost else reserved
 
     def _dearest_milestone(self, trial: FrozenTrial) -> float:
@@ -83,7 +82,8 @@ class FlopsLimit:
 
 def lost_milestones(trial: FrozenTrial) -> int:
     """Milestones that were trained in vain, at most, when the worker of a trial dies now; earlier deaths included."""
-    since = (trial.last_step or 0) - promoted_at(trial)
+    # Whoever is promoted has a checkpoint of the rung.
+    since = (trial.last_step or 0) - int(trial.system_attrs.get(STOPPED_AT, 0))
     return int(trial.system_attrs.get(LOST_MILESTONES, 0)) + since + 1
 
 

@@ -22,8 +22,8 @@ from moesearch.config.knobs import CategoricalKnob, FloatKnob, IntKnob, Knob, is
 from moesearch.config.resolve import is_feasible
 from moesearch.config.space import feasible_points, in_order, without_inactive
 from moesearch.config.study import StudyConfig
-from moesearch.results.continuations import first_value, is_continuation, one_record_each
 from moesearch.results.records import FAMILY
+from moesearch.results.standing import as_they_stand, first_value
 from moesearch.search.claims import fixed_params
 from moesearch.search.coordinates import Params, nearest, spread
 from moesearch.search.draws import as_seen, make_draw
@@ -104,7 +104,7 @@ class CoveringSampler(BaseSampler):
         self, candidates: Sequence[Params], others: Sequence[FrozenTrial], family: Params
     ) -> Params:
         """The list from its start once more, when all of it was begun equally often."""
-        begun = Counter(_key(fixed_params(other), self._space) for other in others if not is_continuation(other))
+        begun = Counter(_key(fixed_params(other), self._space) for other in others)
         free = _matching(candidates, family) or candidates
         return min(free, key=lambda point: begun[_key(point, self._space)], default={})
 
@@ -115,7 +115,7 @@ class CoveringSampler(BaseSampler):
         """
         values: dict[tuple[object, ...], list[float]] = {}
         seeds: dict[tuple[object, ...], int] = {}
-        for other in one_record_each(others):
+        for other in others:
             key = _key(other.params, self._space)
             seeds[key] = seeds.get(key, 0) + 1
             if (value := first_value(other)) is not None:
@@ -230,7 +230,7 @@ def _matching(points: Sequence[Params], fixed: Params) -> list[Params]:
 
 
 def _others(study: optuna.Study, trial: FrozenTrial) -> list[FrozenTrial]:
-    return [other for other in study.get_trials(deepcopy=False) if other.number != trial.number]
+    return as_they_stand([other for other in study.get_trials(deepcopy=False) if other.number != trial.number])
 
 
 def _tried(others: Sequence[FrozenTrial], space: Mapping[str, BaseDistribution]) -> set[tuple[object, ...]]:

@@ -40,6 +40,7 @@ from moesearch.search.machine import Placement, available_cores
 from moesearch.search.one_machine import machine_id, refuse_other_machines
 from moesearch.search.order import WorkOrder
 from moesearch.search.progress import Progress, hopeless
+from moesearch.search.stopped import end_all_stopped
 from moesearch.search.storage import closing_store, open_storage, store_lock
 from moesearch.search.study import open_claims, open_study
 from moesearch.search.worker_names import host_name, worker_name
@@ -172,8 +173,14 @@ class _Supervisor:
     def has_work(self) -> bool:
         if not self.search.is_over():
             return True
+        self._end_stopped()
         confirm = plan_confirmation(self.config, self.storage)
         return confirm is not None and not open_claims(self.config, self.storage, confirm, is_search=False).is_over()
+
+    def _end_stopped(self) -> None:
+        """End what is stopped at a rung, once the search is over; a worker does it, unless it is killed first."""
+        if self.search.is_over() or hopeless(self.search.study.get_trials(deepcopy=False)):
+            end_all_stopped(self.search, checkpoints_at(self.order.search_checkpoints))
 
     def progress(self) -> Progress:
         confirm = self._confirm()
@@ -206,6 +213,7 @@ class _Supervisor:
                 with _unless_disk_is_full():
                     self.recover(workers.innocent)
                 raise KeyboardInterrupt
+        self._end_stopped()
         reason = hopeless(self.search.study.get_trials(deepcopy=False))
         if reason is not None:
             raise InputError(f"study {self.config.name} stops: {reason}")

@@ -15,9 +15,9 @@ from moesearch.config.space import contains, in_order
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import InfeasibleError, InputError
-from moesearch.results.continuations import first_value
 from moesearch.results.frames import lookup
 from moesearch.results.records import CONFIG, TRANSFERRED
+from moesearch.results.standing import first_value
 from moesearch.search.suggest import distributions
 
 

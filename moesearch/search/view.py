@@ -12,8 +12,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.flat import flatten
 from moesearch.errors import TrackingError
-from moesearch.results.continuations import one_record_each
 from moesearch.results.records import MLFLOW_RUN_ID, OUTCOME, Outcome
+from moesearch.results.standing import as_they_stand
 from moesearch.search.assignments import Assignment
 from moesearch.search.claims import fenced
 from moesearch.tracking.labels import Phase, milestone_metrics, run_name, trial_tags
@@ -110,7 +110,7 @@ def reconcile(tracker: MLflowTracker, trials: Iterable[FrozenTrial]) -> None:
     """
     running = tracker.running_runs()
     live: set[str] = set()
-    for trial in one_record_each(tuple(trials)):
+    for trial in as_they_stand(tuple(trials)):
         run_id = trial.user_attrs.get(MLFLOW_RUN_ID)
         if run_id not in running:
             continue

@@ -14,18 +14,15 @@ from threading import Event
 from optuna.trial import TrialState
 
 from moesearch.errors import CheckpointError, DiskCapError, LostTrialError
-from moesearch.results.continuations import latest_records
 from moesearch.results.records import (
     EVAL_SECONDS,
-    FINGERPRINT,
     MILESTONE_PREFIX,
     PEAK_MEMORY_BYTES,
-    REPLICATE,
     TRAIN_SECONDS,
     Outcome,
 )
 from moesearch.search.admission import admission
-from moesearch.search.assignments import Assignment, checkpoint_key, finish, next_assignment
+from moesearch.search.assignments import Assignment, finish, next_assignment
 from moesearch.search.claims import fenced
 from moesearch.search.crowd import Crowd
 from moesearch.search.families import Visit, shape_fields, shape_knobs
@@ -38,6 +35,7 @@ from moesearch.search.outcomes import Ending, ending_at
 from moesearch.search.progress import FAILURES_PER_SUCCESS, hopeless
 from moesearch.search.pruning import halving_in
 from moesearch.search.seams import Checkpoint, Checkpoints, Trainer
+from moesearch.search.stopped import end_all_stopped, end_hopeless
 from moesearch.training.points import EvalPoint
 
 POLL_SECONDS = 0.5
@@ -256,10 +254,7 @@ class _Worker:
             trial.storage.set_trial_intermediate_value(trial._trial_id, point.milestone, value)
         self.job.view.log(assignment, point)
         self._ends_at(lane, point)
-        if self.halving is not None and point.milestone in self.halving.rungs:
-            key = (assignment.fingerprint, assignment.replicate)
-            for lost in self.halving.without_hope(self.study.get_trials(deepcopy=False), key, point.milestone):
-                self.checkpoints.delete(checkpoint_key(*lost))
+        end_hopeless(self.claims, self.checkpoints, rung=point.milestone)
 
     def _ends_at(self, lane: int, point: EvalPoint) -> bool:
         """End the trial if this milestone, which was reported, is its last."""
@@ -326,10 +321,13 @@ class _Worker:
 
     def _tell(self, lane: int, ending: Ending) -> None:
         assignment, outcome = self.runs[lane].assignment, ending.outcome
-        self._finish(assignment, ending)
-        may_go_on = outcome == "pruned" and self.halving is not None
-        if not may_go_on and not (self.job.keeps_checkpoints and outcome == "complete"):
-            self.checkpoints.delete(assignment.checkpoint_key)
+        if outcome == "pruned" and self.halving is not None:
+            self.claims.stop_at_rung(assignment.trial)
+            self.job.view.end(assignment, TrialState.PRUNED, outcome)
+        else:
+            self._finish(assignment, ending)
+            if not (self.job.keeps_checkpoints and outcome == "complete"):
+                self.checkpoints.delete(assignment.checkpoint_key)
         self._free(lane)
 
     def _drop(self, lane: int, error: LostTrialError) -> None:
@@ -354,11 +352,9 @@ class _Worker:
                 self._give_back(lane, run.assignment)
 
     def tidy(self) -> None:
-        """Delete the checkpoints of trials that were stopped at a rung, once none of them can be promoted."""
-        if self.halving is not None and self.claims.is_over():
-            for trial in latest_records(self.study.get_trials(deepcopy=False)).values():
-                if trial.state is TrialState.PRUNED:
-                    self.checkpoints.delete(checkpoint_key(trial.user_attrs[FINGERPRINT], trial.user_attrs[REPLICATE]))
+        """End the trials that were stopped at a rung, if the search is over."""
+        if self.halving is not None and self.is_over():
+            end_all_stopped(self.claims, self.checkpoints)
 
     def _give_back(self, lane: int, assignment: Assignment, *, has_lost_work: bool = False) -> None:
         try:

@@ -18,8 +18,8 @@ import psutil
 import pytest
 from optuna.trial import FrozenTrial, TrialState
 
-from moesearch.results.continuations import is_finished
 from moesearch.results.records import FINGERPRINT, MILESTONE_PREFIX, MLFLOW_RUN_ID, REPLICATE, confirm_study_name
+from moesearch.results.standing import is_finished
 from moesearch.search.storage import closing_store, open_storage
 from moesearch.tracking.database import open_client
 from moesearch.tracking.mlflow import run_status

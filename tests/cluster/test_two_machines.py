@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from moesearch.results.continuations import is_finished
+from moesearch.results.standing import is_finished
 from moesearch.results.study import read_study
 from moesearch.search.storage import closing_store, open_storage
 from moesearch.tracking.database import default_tracking_uri, open_client

@@ -3,11 +3,10 @@ from pathlib import Path
 import pytest
 
 from moesearch.report.notes import Notes, dashboard_notes
-from moesearch.results.records import CONTINUES
 from moesearch.results.study import read_study
 from moesearch.search.notes import write_files, write_notes
 from moesearch.search.storage import open_storage
-from tests.results.stores import StoreBuilder, finished_study
+from tests.results.stores import finished_study
 
 PAGE = "http://127.0.0.1:5000/#/experiments/1"
 
@@ -67,13 +66,3 @@ def test_a_note_that_has_not_changed_is_not_written_again(tmp_path: Path) -> Non
     before = storage.get_study_system_attrs(study._study_id)
     write_notes(storage, "s", "as it is", {})
     assert storage.get_study_system_attrs(study._study_id) == before
-
-
-def test_a_trial_that_was_stopped_and_continued_has_one_note() -> None:
-    builder = StoreBuilder()
-    builder.add(outcome="pruned", milestone=3)
-    builder.add()
-    continued = builder.storage.get_all_trials(builder.study_id, deepcopy=False)[1]
-    continued.system_attrs[CONTINUES] = {"number": 0, "milestone": 3}
-    notes = dashboard_notes(read_study(builder.storage, "experts_topk"), "index.html", None)
-    assert list(notes.trials) == [1]

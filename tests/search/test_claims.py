@@ -14,8 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.study import StudyConfig
 from moesearch.errors import LostTrialError
-from moesearch.results.continuations import is_finished
 from moesearch.results.records import OUTCOME, REPLICATE, WORKER
+from moesearch.results.standing import is_finished
 from moesearch.search.assignments import finish, next_assignment
 from moesearch.search.claims import Claims, fenced
 from moesearch.search.deaths import MAX_DEATHS

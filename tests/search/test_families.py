@@ -16,8 +16,8 @@ from optuna.trial import TrialState
 from moesearch.config.resolve import resolve
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
-from moesearch.results.continuations import is_finished
 from moesearch.results.records import FAMILY, OUTCOME, REPLICATE
+from moesearch.results.standing import is_finished
 from moesearch.search.assignments import next_assignment
 from moesearch.search.confirm import plan_confirmation
 from moesearch.search.families import Visit, is_of, num_families, shape_knobs

@@ -1,30 +1,37 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
+import signal
 import threading
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.data.tokens import load_tokens
-from moesearch.results.continuations import counts, is_continuation, one_record_each
-from moesearch.results.frames import frame_of_curves, frame_of_trials
-from moesearch.results.overview import read_overview
-from moesearch.results.records import CONTINUES, MLFLOW_RUN_ID, OUTCOME, REPLICATE
+from moesearch.results.records import MLFLOW_RUN_ID, OUTCOME, STOPPED_AT
+from moesearch.results.standing import is_finished, is_stopped, key_of
+from moesearch.search.assignments import checkpoint_key
+from moesearch.search.claims import Claims
 from moesearch.search.disk import DiskCheckpoints
 from moesearch.search.halving import halving_of
+from moesearch.search.progress import MIN_FAILURES
+from moesearch.search.view import RunView
 from moesearch.search.worker import run_worker
+from moesearch.tracking.mlflow import run_status
+from moesearch.training.points import EvalPoint
 from moesearch.training.trainer import LaneTrainer
 from tests.search.processes import start
-from tests.search.stand_ins import MILESTONES, JsonCheckpoints, TableTrainer, begin, new_job, study_config, url_of, work
+from tests.search.stand_ins import MILESTONES, JsonCheckpoints, TableTrainer, begin, new_job, study_config, work
 from tests.search.test_worker import NoteTracker
 
 pytestmark = pytest.mark.usefixtures("every_store")
@@ -44,14 +51,53 @@ def asha_config(**changes: Any) -> StudyConfig:
 
 def losses(config: TrialConfig) -> list[float]:
     """Curves that do not cross, in an order that has nothing to do with the order of the trials."""
-    rank = int.from_bytes(hashlib.sha256(config.fingerprint().encode()).digest()[:4], "big") / 2**32
+    rank = int.from_bytes(hashlib.sha256(config.fingerprint().encode()).digest()[4:8], "big") / 2**32
     return [2.0 + rank + (MILESTONES - milestone) for milestone in range(1, MILESTONES + 1)]
 
 
-def _search(folder: Path, **changes: Any) -> tuple[optuna.Study, TableTrainer]:
+class Interrupted(TableTrainer):
+    """Sets ``stop`` after so many milestones."""
+
+    def __init__(self, num_milestones: int, **changes: Any) -> None:
+        super().__init__(losses=losses, **changes)
+        self.num_milestones = num_milestones
+        self.stop = threading.Event()
+
+    def advance(self, should_stop: Callable[[], bool]) -> list[tuple[int, EvalPoint]]:
+        points = super().advance(should_stop)
+        if len(self.trained) >= self.num_milestones:
+            self.stop.set()
+        return points
+
+
+def was_promoted(trial: FrozenTrial) -> bool:
+    """Whether it went on beyond a rung at which it was stopped."""
+    return 0 < int(trial.system_attrs.get(STOPPED_AT, 0)) < (trial.last_step or 0)
+
+
+def interrupt(config: StudyConfig, folder: Path, num_milestones: int) -> optuna.Study:
+    """A search that Ctrl-C ended after so many milestones."""
+    study, trainer = begin(config, folder), Interrupted(num_milestones)
+    work(config, folder, trainer=trainer, stop=trainer.stop)
+    return study
+
+
+def search(folder: Path, **changes: Any) -> list[FrozenTrial]:
     config = asha_config(**changes)
     study = begin(config, folder)
-    return study, work(config, folder, trainer=TableTrainer(losses=losses))
+    work(config, folder, trainer=TableTrainer(losses=losses))
+    return study.trials
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> list[FrozenTrial]:
+    """The trials of a whole search, which promoted four of them, one twice."""
+    return search(tmp_path_factory.mktemp("searched"))
+
+
+def outcomes(trials: Sequence[FrozenTrial]) -> list[tuple[int, object, TrialState, dict[int, float]]]:
+    """What was trained, how each ended, and its curve."""
+    return [(trial.number, key_of(trial), trial.state, trial.intermediate_values) for trial in trials]
 
 
 def test_rungs_are_powers_of_eta_below_the_last_milestone() -> None:
@@ -59,50 +105,34 @@ def test_rungs_are_powers_of_eta_below_the_last_milestone() -> None:
     assert halving_of(config).rungs == (2, 6)
 
 
-def test_the_best_half_of_each_rung_goes_on_in_the_end_and_no_trial_counts_twice(tmp_path: Path) -> None:
-    study, _ = _search(tmp_path)
-    trials = one_record_each(study.trials)
-    assert sum(map(counts, study.trials)) == len(trials) == 12
-    by_rank = sorted(trials, key=lambda trial: trial.intermediate_values[1])
+def test_the_best_half_of_each_rung_goes_on_in_the_end(searched: list[FrozenTrial]) -> None:
+    by_rank = sorted(searched, key=lambda trial: trial.intermediate_values[1])
     reached = [trial.last_step or 0 for trial in by_rank]
     assert reached[:3] == [4] * 3
     assert min(reached[3:6]) >= 2
     # Early on, the best half of few is not the best half of all.
     assert reached[6:].count(1) >= 3
-    assert all((trial.state is TrialState.COMPLETE) == (trial.last_step == 4) for trial in trials)
+    assert all((trial.state is TrialState.COMPLETE) == (trial.last_step == 4) for trial in searched)
 
 
-def test_no_milestone_is_trained_twice(tmp_path: Path) -> None:
-    study, trainer = _search(tmp_path)
-    assert any(map(is_continuation, study.trials))
-    assert len(trainer.trained) == len(set(trainer.trained))
-    assert len(trainer.trained) == sum(trial.last_step or 0 for trial in one_record_each(study.trials))
+def test_a_trial_that_is_stopped_and_promoted_is_one_record_in_the_store(searched: list[FrozenTrial]) -> None:
+    assert sum(map(was_promoted, searched)) == 2
+    assert len(searched) == len(set(map(key_of, searched))) == 12
+    assert {trial.state for trial in searched} == {TrialState.COMPLETE, TrialState.PRUNED}
 
 
-def test_a_promoted_trial_inherits_its_curve_and_says_whom_it_continues(tmp_path: Path) -> None:
-    study, _ = _search(tmp_path)
-    promoted = next(trial for trial in study.trials if is_continuation(trial))
-    source = study.trials[promoted.system_attrs[CONTINUES]["number"]]
-    assert (source.state, source.user_attrs[OUTCOME]) == (TrialState.PRUNED, "pruned")
-    assert source.last_step == promoted.system_attrs[CONTINUES]["milestone"]
-    assert (source.params, source.user_attrs[REPLICATE]) == (promoted.params, promoted.user_attrs[REPLICATE])
-    assert source.intermediate_values.items() <= promoted.intermediate_values.items()
-
-
-def test_frames_and_overview_show_a_promoted_trial_once(tmp_path: Path) -> None:
-    study, _ = _search(tmp_path)
-    frame, curves = frame_of_trials(study.trials), frame_of_curves(study.trials)
-    assert len(frame) == len(frame[["fingerprint", "replicate"]].drop_duplicates()) == 12
-    complete, pruned = (int((frame["outcome"] == outcome).sum()) for outcome in ("complete", "pruned"))
-    assert complete + pruned == 12
-    assert len(curves) == frame["milestone"].sum()
-    (overview,) = read_overview(url_of(tmp_path))
-    assert (overview.complete, overview.pruned, overview.failed, overview.finished) == (complete, pruned, 0, 12)
+def test_a_pruned_trial_has_the_value_and_outcome_of_its_rung(searched: list[FrozenTrial]) -> None:
+    pruned = [trial for trial in searched if trial.state is TrialState.PRUNED]
+    assert pruned
+    for trial in pruned:
+        assert trial.user_attrs[OUTCOME] == "pruned"
+        assert trial.system_attrs[STOPPED_AT] == trial.last_step
+        assert trial.value == trial.intermediate_values[trial.last_step or 0]
 
 
 def test_a_small_search_ends_with_as_many_results_as_confirmation_wants(tmp_path: Path) -> None:
-    study, _ = _search(tmp_path, pruner={"type": "asha", "eta": 4}, confirm={"top": 5, "seeds": 2})
-    assert sum(trial.state is TrialState.COMPLETE for trial in study.trials) == 5
+    trials = search(tmp_path, pruner={"type": "asha", "eta": 4}, confirm={"top": 5, "seeds": 2})
+    assert sum(trial.state is TrialState.COMPLETE for trial in trials) == 5
 
 
 def test_checkpoints_of_stopped_trials_are_kept_while_they_can_be_promoted(tmp_path: Path) -> None:
@@ -126,29 +156,84 @@ def test_checkpoints_of_stopped_trials_are_kept_while_they_can_be_promoted(tmp_p
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+def test_a_trial_that_can_never_be_promoted_is_pruned_while_the_search_goes_on(tmp_path: Path) -> None:
+    study = interrupt(asha_config(), tmp_path, num_milestones=16)
+    assert TrialState.PRUNED in {trial.state for trial in study.trials}
+    assert any(map(is_stopped, study.trials))
+    hopeful = [trial for trial in study.trials if is_stopped(trial) and trial.last_step == 1]
+    ranked = sorted(study.trials, key=lambda trial: trial.intermediate_values[1])
+    assert {trial.number for trial in hopeful} <= {trial.number for trial in ranked[:6]}
+
+
 def test_trials_stop_and_go_on_in_lanes_too(tmp_path: Path) -> None:
     config = asha_config()
     study = begin(config, tmp_path)
     trainer = work(config, tmp_path, trainer=TableTrainer(num_lanes=3, losses=losses))
-    assert sum(map(counts, study.trials)) == 12
-    assert len(trainer.trained) == len(set(trainer.trained))
+    assert len(study.trials) == 12
+    assert len(trainer.trained) == len(set(trainer.trained)) == sum(trial.last_step or 0 for trial in study.trials)
     assert {trial.state for trial in study.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
-    best = min(study.trials, key=lambda trial: trial.intermediate_values[1])
-    assert one_record_each([trial for trial in study.trials if trial.params == best.params])[0].last_step == 4
+    assert min(study.trials, key=lambda trial: trial.intermediate_values[1]).last_step == 4
 
 
-def test_a_promoted_trial_continues_its_mlflow_run(tmp_path: Path) -> None:
+def test_an_interrupted_search_goes_on_to_the_same_end_and_promotes_what_was_stopped(
+    searched: list[FrozenTrial], tmp_path: Path
+) -> None:
+    before = interrupt(asha_config(), tmp_path, num_milestones=8)
+    stopped = [trial.number for trial in before.trials if is_stopped(trial)]
+    trials = search(tmp_path)
+    assert any(was_promoted(trials[number]) for number in stopped)
+    assert outcomes(trials) == outcomes(searched)
+
+
+def test_what_a_search_has_pruned_at_its_end_stays_so_when_it_is_extended(tmp_path: Path) -> None:
+    before = search(tmp_path, num_trials=6)
+    trials = search(tmp_path, num_trials=12)
+    pruned = [trial for trial in outcomes(before) if TrialState.PRUNED in trial]
+    assert pruned
+    assert pruned == [outcomes(trials)[number] for number, *_ in pruned]
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert len(trials) == 12
+
+
+def test_when_time_is_up_what_is_stopped_was_pruned(tmp_path: Path) -> None:
+    config = asha_config()
+    study, trainer = begin(config, tmp_path), Interrupted(12)
+    work(config, tmp_path, trainer=trainer, is_time_up=trainer.stop.is_set)
+    assert not any(map(is_stopped, study.trials))
+    assert sum(trial.state is TrialState.PRUNED for trial in study.trials) > 1
+
+
+def test_when_nearly_all_trials_fail_what_is_stopped_was_pruned(tmp_path: Path) -> None:
+    config, done = asha_config(num_trials=30), []
+
+    def mostly_diverging(config: TrialConfig) -> list[float]:
+        done.append(config.fingerprint())
+        return losses(config) if len(set(done)) <= 2 else [float("nan")] * MILESTONES
+
+    study = begin(config, tmp_path)
+    work(config, tmp_path, trainer=TableTrainer(losses=mostly_diverging))
+    assert sum(trial.user_attrs.get(OUTCOME) == "diverged" for trial in study.trials) >= MIN_FAILURES
+    assert any(STOPPED_AT in trial.system_attrs for trial in study.trials)
+    assert not any(map(is_stopped, study.trials))
+
+
+def test_a_trial_has_one_mlflow_run_whose_last_state_is_that_of_the_trial(tmp_path: Path) -> None:
     config = asha_config()
     study = begin(config, tmp_path)
     tracker = NoteTracker()
     work(config, tmp_path, trainer=TableTrainer(losses=losses), tracker=tracker)
-    promoted = next(trial for trial in study.trials if is_continuation(trial))
-    run_id = promoted.user_attrs[MLFLOW_RUN_ID]
-    kinds = [note[0] for note in tracker.notes if note[1] == run_id and note[0] in ("resume", "log", "finish")]
-    assert kinds[:3] == ["log", "finish", "resume"] or kinds[:4] == ["log", "log", "finish", "resume"]
+    runs = {trial.user_attrs[MLFLOW_RUN_ID]: trial for trial in study.trials}
+    assert len(runs) == sum(note[0] == "start" for note in tracker.notes) == 12
+    for run_id, trial in runs.items():
+        notes = [note for note in tracker.notes if note[1] == run_id]
+        assert sum(note[0] == "resume" for note in notes) == sum(note[0] == "finish" for note in notes) - 1
+        assert notes[-1][:3] == ("finish", run_id, run_status(trial.state.name))  # type: ignore[arg-type]
+    promoted = next(trial for trial in study.trials if was_promoted(trial))
+    kinds = [note[0] for note in tracker.notes if note[1] == promoted.user_attrs[MLFLOW_RUN_ID]]
+    assert "resume" in kinds
 
 
-def test_a_promoted_trial_that_fails_leaves_the_stopped_one_standing(tmp_path: Path) -> None:
+def test_a_promoted_trial_that_fails_makes_room_for_another_one(tmp_path: Path) -> None:
     config = asha_config()
     study = begin(config, tmp_path)
 
@@ -161,10 +246,67 @@ def test_a_promoted_trial_that_fails_leaves_the_stopped_one_standing(tmp_path: P
     work(config, tmp_path, trainer=Failing(losses=losses))
     failed = [trial for trial in study.trials if trial.user_attrs[OUTCOME] == "error"]
     assert failed
-    assert all(map(is_continuation, failed))
-    assert sum(map(counts, study.trials)) == 12
-    # None is tried a second time.
-    assert len({trial.system_attrs[CONTINUES]["number"] for trial in failed}) == len(failed)
+    assert len(study.trials) == 12 + len(failed)
+    assert sum(map(is_finished, study.trials)) == 12
+
+
+def _kill_at(owner: Any, name: str, is_due: Callable[..., bool] = lambda *_: True, *, after: bool = False) -> None:
+    """Let the process end by ``kill -9`` when it is about to call a function, or has called it."""
+    inner = getattr(owner, name)
+
+    def outer(*args: Any, **kwargs: Any) -> Any:
+        if is_due(*args):
+            if after:
+                inner(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(*args, **kwargs)
+
+    setattr(owner, name, outer)
+
+
+PLACES = (
+    "before it waits at the rung",
+    "when it waits at the rung",
+    "before it is promoted",
+    "when it was promoted",
+    "when its checkpoint is gone",
+)
+
+
+def _die_at(folder: str, place: str) -> None:
+    config, checkpoints = asha_config(), JsonCheckpoints(Path(folder) / "checkpoints")
+    study = begin(config, Path(folder))
+
+    def takes_a_stopped_one(_: Claims, waiting: FrozenTrial) -> bool:
+        return is_stopped(waiting)
+
+    def forgets_a_stopped_one(key: str) -> bool:
+        return key in {checkpoint_key(*(key_of(trial) or ("", 0))) for trial in study.trials if is_stopped(trial)}
+
+    match PLACES.index(place):
+        case 0:
+            _kill_at(Claims, "_return")
+        case 1:
+            _kill_at(RunView, "end")
+        case 2:
+            _kill_at(Claims, "_take", takes_a_stopped_one)
+        case 3:
+            _kill_at(Claims, "_take", takes_a_stopped_one, after=True)
+        case 4:
+            _kill_at(checkpoints, "delete", forgets_a_stopped_one, after=True)
+    work(config, Path(folder), trainer=TableTrainer(losses=losses), checkpoints=checkpoints)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_kill_around_a_stop_loses_and_repeats_nothing(
+    searched: list[FrozenTrial], tmp_path: Path, place: str
+) -> None:
+    begin(asha_config(), tmp_path)
+    victim = start(_die_at, str(tmp_path), place)
+    victim.join()
+    assert victim.exitcode == -signal.SIGKILL
+    assert outcomes(search(tmp_path)) == outcomes(searched)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
 def _work_slowly(folder: str) -> None:
@@ -188,13 +330,12 @@ def test_promotions_survive_many_kills_with_several_workers(tmp_path: Path) -> N
     finally:
         for worker in workers:
             worker.kill()
-    trials = one_record_each(study.trials)
-    done = [trial for trial in trials if trial.user_attrs.get(OUTCOME)]
+    trials = study.trials
     assert [worker.exitcode for worker in workers] == [0] * 3
-    assert sum(map(counts, study.trials)) == len(done) == 12
-    assert {trial.state for trial in study.trials} <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING}
-    assert all(list(trial.intermediate_values) == list(range(1, (trial.last_step or 0) + 1)) for trial in done)
-    best = sorted(done, key=lambda trial: trial.intermediate_values[1])[:3]
+    assert len(trials) == len(set(map(key_of, trials))) == 12
+    assert {trial.state for trial in trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert all(list(trial.intermediate_values) == list(range(1, (trial.last_step or 0) + 1)) for trial in trials)
+    best = sorted(trials, key=lambda trial: trial.intermediate_values[1])[:3]
     assert [trial.state for trial in best] == [TrialState.COMPLETE] * 3
 
 
@@ -214,7 +355,7 @@ def test_a_promoted_curve_is_that_of_a_trial_that_was_never_stopped_bit_for_bit(
     study = begin(config, tmp_path)
     job = replace(new_job(config, tmp_path), checkpoint_share=0.0)
     run_worker(job, LaneTrainer(tokens), DiskCheckpoints(tmp_path / "checkpoints"), threading.Event())
-    promoted = [trial for trial in study.trials if is_continuation(trial)]
+    promoted = [trial for trial in study.trials if was_promoted(trial)]
     assert promoted
     for trial in promoted:
         trainer = LaneTrainer(tokens)

@@ -15,8 +15,8 @@ from moesearch.config.resolve import resolve
 from moesearch.config.study import StudyConfig
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import InputError
-from moesearch.results.continuations import counts
 from moesearch.results.records import CONFIG, COST, LEASE_PREFIX, LOST_MILESTONES
+from moesearch.results.standing import is_finished
 from moesearch.search.confirm import plan_confirmation
 from moesearch.search.leases import TimeAccount
 from moesearch.search.process import leased_time
@@ -160,7 +160,7 @@ def test_four_workers_and_three_kills_never_spend_more_flops_than_there_are(
     # The lost work of three kills was reserved at up to a whole trial each.
     assert 0.5 * limit < _spent(tmp_path / "meter") <= limit
     assert all(COST in trial.system_attrs for trial in study.trials if trial.params)
-    assert 5 <= sum(map(counts, study.trials)) < 100
+    assert 5 <= sum(map(is_finished, study.trials)) < 100
 
 
 def _work_on_lease(folder: str, config: StudyConfig) -> None:

@@ -13,7 +13,6 @@ from optuna.trial import FrozenTrial, TrialState
 
 from moesearch.config.trial import TrialConfig
 from moesearch.errors import TrackingError
-from moesearch.results.continuations import is_finished, is_void
 from moesearch.results.records import (
     CONFIG,
     EVAL_SECONDS,
@@ -26,6 +25,7 @@ from moesearch.results.records import (
     SEED,
     TRAIN_SECONDS,
 )
+from moesearch.results.standing import is_finished, is_void
 from moesearch.search.worker import run_worker
 from tests.search.stand_ins import (
     JsonCheckpoints,
