@@ -19,6 +19,11 @@ _COUNT_GPUS = "import torch; print(torch.cuda.device_count())"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 worker``, ``2 workers``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 @dataclass(frozen=True)
 class Placement:
     """Where the workers of one command run."""
@@ -39,8 +44,8 @@ class Placement:
         return environment
 
     def __str__(self) -> str:
-        where = f"{len(self.gpus)} GPU(s)" if self.gpus else f"CPU, {self.threads} thread(s) each"
-        return f"{self.num_workers} worker(s) on {where}"
+        where = counted(len(self.gpus), "GPU") if self.gpus else f"the CPU, {counted(self.threads, 'thread')} each"
+        return f"{counted(self.num_workers, 'worker')} on {where}"
 
 
 def place(device: str, workers: int | Literal["auto"], *, num_runs: int) -> Placement:
