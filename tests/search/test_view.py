@@ -6,7 +6,7 @@ import optuna
 from mlflow.tracking import MlflowClient
 from optuna.trial import TrialState
 
-from moesearch.results.records import MLFLOW_RUN_ID, OUTCOME
+from moesearch.results.records import MLFLOW_RUN_ID, OUTCOME, STOPPED_AT, STOPPED_TIME
 from moesearch.search.view import reconcile
 from moesearch.tracking.mlflow import MLflowTracker
 
@@ -14,7 +14,7 @@ from moesearch.tracking.mlflow import MLflowTracker
 def test_runs_that_a_killed_worker_left_running_end_as_their_trials_did(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     tracker = MLflowTracker(uri, "toy", tmp_path / "artifacts")
-    names = ("complete", "pruned", "waiting", "running", "lost")
+    names = ("complete", "pruned", "waiting", "running", "lost", "stopped")
     run_ids = {name: tracker.start_run(name, {}, {}) for name in names}
     study = optuna.create_study()
     states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.WAITING, TrialState.RUNNING)
@@ -22,6 +22,15 @@ def test_runs_that_a_killed_worker_left_running_end_as_their_trials_did(tmp_path
         attrs = {MLFLOW_RUN_ID: run_ids[name], OUTCOME: name}
         value = 1.0 if state is TrialState.COMPLETE else None
         study.add_trial(optuna.create_trial(state=state, value=value, user_attrs=attrs))
+    stopped = {STOPPED_AT: 1, STOPPED_TIME: 1.0}
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.WAITING,
+            user_attrs={MLFLOW_RUN_ID: run_ids["stopped"]},
+            system_attrs=stopped,
+            intermediate_values={1: 2.0},
+        )
+    )
     reconcile(tracker, study.trials)
     client = MlflowClient(uri)
     assert {name: client.get_run(run_id).info.status for name, run_id in run_ids.items()} == {
@@ -30,5 +39,7 @@ def test_runs_that_a_killed_worker_left_running_end_as_their_trials_did(tmp_path
         "waiting": "SCHEDULED",
         "running": "RUNNING",
         "lost": "KILLED",  # no trial knows it
+        "stopped": "KILLED",  # it waits at a rung
     }
-    assert client.get_run(run_ids["pruned"]).data.tags["outcome"] == "pruned"
+    for name in ("pruned", "stopped"):
+        assert client.get_run(run_ids[name]).data.tags["outcome"] == "pruned"
