@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -110,6 +110,11 @@ def is_active(knob: Knob, params: Mapping[str, object]) -> bool:
         any(path in params and params[path] == value and type(params[path]) is type(value) for value in values)
         for path, values in knob.when.items()
     )
+
+
+def active_values(search: Mapping[str, Knob], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of those knobs that are searched beside the others' values."""
+    return {path: value for path, value in values.items() if is_active(search[path], values)}
 
 
 def exact(number: float) -> Fraction:

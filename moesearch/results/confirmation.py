@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from optuna.trial import FrozenTrial
 
+from moesearch.config.knobs import active_values
 from moesearch.config.labels import config_label
 from moesearch.config.trial import TrialConfig
 from moesearch.results import records
@@ -35,7 +36,7 @@ def confirm_runs(results: StudyResults) -> list[ConfirmRun]:
         runs.append(
             ConfirmRun(
                 fingerprint,
-                label=CONTROL_LABEL if is_control else config_label(params),
+                label=CONTROL_LABEL if is_control else config_label(active_values(results.config.search, params)),
                 params=params,
                 seed_index=int(trial.user_attrs[records.REPLICATE]),
                 val_loss=float(point[results.config.curve]) if outcome == "complete" else math.nan,

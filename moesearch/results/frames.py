@@ -182,7 +182,8 @@ def _trial_row(trial: FrozenTrial, paths: Sequence[str], objective: Loss) -> tup
         trial.number,
         trial.state.name,
         outcome,
-        config_label(values) if is_known else "",
+        # By what was proposed: a knob whose condition did not hold is not, and stands at the base's value.
+        config_label({path: values[path] for path in paths if path in trial.params} or values) if is_known else "",
         *values.values(),
         trial.values[0] if outcome == "complete" and trial.values else None,
         point.get("val_loss"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from moesearch.config.knobs import active_values
 from moesearch.config.labels import config_label
 from moesearch.results.frames import knob_values
 from moesearch.results.front import front, objective_means
@@ -24,5 +25,13 @@ def pareto_front(results: StudyResults) -> pd.DataFrame:
     for name in front(means, objectives):
         seeds = [trial for trial in complete if trial.user_attrs[FINGERPRINT] == name]
         values = knob_values(seeds[0], knobs)
-        rows.append([name, config_label(values), *values.values(), *means[name], len(seeds)])
+        rows.append(
+            [
+                name,
+                config_label(active_values(results.config.search, values)),
+                *values.values(),
+                *means[name],
+                len(seeds),
+            ]
+        )
     return pd.DataFrame(rows, columns=["fingerprint", "label", *knobs, *objectives, "num_seeds"])

@@ -13,6 +13,7 @@ from optuna.storages import BaseStorage
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import ValidationError
 
+from moesearch.config.knobs import active_values
 from moesearch.config.labels import config_label
 from moesearch.config.quantities import Loss
 from moesearch.config.resolve import resolve
@@ -139,8 +140,8 @@ class StudyResults:
         return {path: lookup(values, path) for path in self.config.search}
 
     def label_of(self, config: TrialConfig) -> str:
-        """Name of a configuration by the knobs of this study."""
-        return config_label(self.knobs_of(config))
+        """Name of a configuration by the knobs of this study that are searched beside the others' values."""
+        return config_label(active_values(self.config.search, self.knobs_of(config)))
 
     @property
     def num_configurations(self) -> int:

@@ -7,7 +7,7 @@ from moesearch.config.quantities import ROUTER_QUANTITIES
 from moesearch.results.frames import curves_frame, frame_of_curves, frame_of_trials, trials_frame
 from moesearch.results.records import MILESTONE_PREFIX
 from moesearch.results.study import read_study
-from tests.results.stores import BASE_PARAMS, LEADERS, MILESTONES, StoreBuilder, finished_study
+from tests.results.stores import BASE_PARAMS, LEADERS, MILESTONES, StoreBuilder, finished_study, study_config
 
 
 def test_a_trial_is_one_row_with_each_knob_in_a_column_of_its_own() -> None:
@@ -104,3 +104,16 @@ def test_a_curve_of_before_there_was_router_health_has_none() -> None:
     frame = frame_of_curves([trial])
     assert frame[list(ROUTER_QUANTITIES)].isna().all(axis=None)
     assert frame["val_loss"].notna().all()
+
+
+def test_a_label_leaves_out_a_knob_that_is_not_searched_beside_the_others() -> None:
+    search = {
+        "moe.noise": {"type": "categorical", "choices": [True, False]},
+        "moe.noise_std": {"type": "categorical", "choices": [0.0, 0.1], "when": {"moe.noise": False}},
+    }
+    builder = StoreBuilder(study_config(search=search, enqueue=[{"moe.noise": True}]))
+    builder.add({"moe.noise": True}, loss=2.1)
+    builder.add({"moe.noise": False, "moe.noise_std": 0.1}, loss=2.2)
+    results = read_study(builder.storage, "experts_topk")
+    assert list(results.trials["label"]) == ["noise-on", "noise-off noise_std=0.1"]
+    assert results.label_of(results.baseline) == "noise-on"
