@@ -339,15 +339,18 @@ def test_promotions_survive_many_kills_with_several_workers(tmp_path: Path) -> N
     assert [trial.state for trial in best] == [TrialState.COMPLETE] * 3
 
 
-def test_a_promoted_curve_is_that_of_a_trial_that_was_never_stopped_bit_for_bit(tmp_path: Path) -> None:
-    text = tmp_path / "text.txt"
-    text.write_text("To be, or not to be, that is the question.\n" * 60)
+def test_a_promoted_curve_is_that_of_a_trial_that_was_never_stopped_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a seed follows from the configuration, which names the text
+    Path("text.txt").write_text("To be, or not to be, that is the question.\n" * 60)
     config = study_config(
         num_trials=4,
         pruner={"type": "asha", "eta": 2},
+        sampler={"seed": 1},  # whose first trial comes out best
         base={
             "model": {"width": 8, "num_layers": 1, "num_heads": 1, "context": 8},
-            "data": {"text": str(text), "batch_size": 2},
+            "data": {"text": "text.txt", "batch_size": 2},
             "budget": {"steps": 8, "milestones": 4},
         },
     )
