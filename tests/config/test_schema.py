@@ -34,6 +34,8 @@ def unknown_names(value: object, schema: dict[str, Any], place: str) -> list[str
             if "oneOf" in schema:
                 found = [resolved(option) for option in schema["oneOf"]]
                 (schema,) = [option for option in found if option["properties"]["type"]["const"] == value["type"]]
+            if "properties" not in schema:
+                return []  # of `when`, whose names are other knobs of the file; its check is the loader's
             known = schema["properties"]
             assert schema["additionalProperties"] is False, place
             names = [f"{place}.{name}" for name in value if name not in known]
