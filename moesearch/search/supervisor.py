@@ -36,7 +36,7 @@ from moesearch.search.confirm import new_opening, plan_confirmation, settle_verd
 from moesearch.search.crew import Workers
 from moesearch.search.faults import is_disk_full
 from moesearch.search.limits import time_out_reason
-from moesearch.search.machine import Placement, available_cores
+from moesearch.search.machine import Placement
 from moesearch.search.one_machine import machine_id, refuse_other_machines
 from moesearch.search.order import WorkOrder
 from moesearch.search.progress import Progress, hopeless
@@ -347,7 +347,8 @@ def open_test_split(order: WorkOrder, keys: Sequence[str]) -> OpenedTest | None:
         capture_output=True,
         text=True,
         check=False,
-        env=Placement("cpu", (), 1, threads=available_cores()).environment(0),  # the workers have left
+        # One thread, as the models were trained: beside another busy program two would wait for each other.
+        env=Placement("cpu", (), 1, threads=1).environment(0),
     )
     if done.returncode:
         raise MoesearchError(f"the test split could not be evaluated:\n{done.stderr.strip()}")
