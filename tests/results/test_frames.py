@@ -1,4 +1,4 @@
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -79,10 +79,10 @@ def test_ten_thousand_trials_are_read_in_seconds() -> None:
     builder.add_experts_topk(10)
     template = builder.storage.get_all_trials(builder.study_id)
     trials = [template[number % 10] for number in range(10_000)]
-    started = perf_counter()
+    started = process_time()  # of this process: a busy machine does not count
     frame_of_trials(trials, tuple(BASE_PARAMS))
     frame_of_curves(trials)
-    assert perf_counter() - started < 10
+    assert process_time() - started < 10
 
 
 def test_a_curve_says_how_the_routers_are() -> None:
